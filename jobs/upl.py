@@ -1,0 +1,33 @@
+"""The main job: from unlabeled images to an exported classifier.
+
+usage: python jobs/upl.py [FILE.yaml] [--field value ...]        without a file: the embedded demo, jobs/demo.yaml
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from upl_ray.config import ConfigError, load_config
+
+
+def main() -> int:
+    """Exit status: 0 when everything asked for is in storage, 2 when the configuration cannot work, 1 otherwise."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("upl_ray").setLevel(logging.INFO)
+    try:
+        config = load_config(sys.argv[1:], default=Path(__file__).parent / "demo.yaml")
+        from upl_ray.pipeline import run  # torch and Ray take seconds to import; a wrong field is told before
+        from upl_ray.tables import results_table
+
+        summary = run(config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(results_table(summary))
+    print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

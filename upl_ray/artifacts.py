@@ -1,0 +1,208 @@
+"""Results as files: content-addressed step folders, commits for each shard, and a manifest written last.
+
+A step's folder is `<storage>/<step>-<fingerprint>/`. It is finished when `manifest.json` exists. Steps that work shard
+by shard write parts under unique names and one `commits/<shard>.json` that names them; readers open only what commits
+name, so parts of a killed run are never seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+IO_THREADS = 16  # requests in flight when many small files are read; object stores answer in 10-50 ms each
+
+
+def fingerprint(value: Any) -> str:
+    """First 12 hex digits of the SHA-256 of canonical JSON.
+
+    Raises:
+        TypeError: the value holds something without a stable identity (an object, a path, a set).
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder, local or in object storage; only its URI travels between processes."""
+
+    uri: str
+
+    @cached_property
+    def _target(self) -> tuple[pafs.FileSystem, str]:
+        return open_filesystem(self.uri)
+
+    @property
+    def is_local(self) -> bool:
+        """True for a folder of this machine."""
+        return isinstance(self._target[0], pafs.LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Path of `name` inside the store's file system."""
+        return f"{self._target[1]}/{name}"
+
+    def join(self, name: str) -> str:
+        """URI of `name` in this store, to show to people and to open elsewhere."""
+        return f"{self.uri.rstrip('/')}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with self._target[0].open_input_stream(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file at once: readers see all of it or nothing, also after a kill."""
+        fs, path = self._target[0], self.path(name)
+        if not self.is_local:  # an object appears when its upload completes
+            with fs.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        Path(temporary).write_bytes(data)
+        os.replace(temporary, path)
+
+    def exists(self, name: str) -> bool:
+        """True if the file `name` exists."""
+        return bool(self._target[0].get_file_info(self.path(name)).type == pafs.FileType.File)
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names of the files right in `folder`; empty if there is no such folder."""
+        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
+        infos = self._target[0].get_file_info(selector)
+        return sorted(i.base_name for i in infos if i.type == pafs.FileType.File and not i.base_name.endswith(".tmp"))
+
+    def read_json(self, name: str) -> Any:
+        """Parsed JSON file."""
+        return json.loads(self.read(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file atomically."""
+        self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file as a table."""
+        return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a table as Parquet, atomically."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write(name, sink.getvalue().to_pybytes())
+
+
+def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """File system and path of a local path or a URI: pyarrow's own where it has one (S3, local), else fsspec's."""
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+    try:
+        fs, path = pafs.FileSystem.from_uri(uri)
+    except pa.ArrowInvalid:  # a scheme that pyarrow does not know
+        fsspec_fs, path = fsspec.core.url_to_fs(uri)
+        fs = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs))
+    return fs, path.rstrip("/")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The result of one step in a store."""
+
+    store: Store
+    step: str
+    fingerprint: str
+
+    @property
+    def folder(self) -> str:
+        """Folder name inside the store."""
+        return f"{self.step}-{self.fingerprint}"
+
+    @property
+    def uri(self) -> str:
+        """Full URI of the folder."""
+        return self.store.join(self.folder)
+
+    def name(self, name: str) -> str:
+        """Name in the store of a file of this artifact."""
+        return f"{self.folder}/{name}"
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What the finished step says about itself, or None while it is unfinished."""
+        if not self.store.exists(self.name("manifest.json")):
+            return None
+        return dict(self.store.read_json(self.name("manifest.json")))
+
+    def finish(self, **facts: Any) -> dict[str, Any]:
+        """Write the manifest, which declares the step done. `facts` are JSON values for readers and reports."""
+        manifest = {"step": self.step, "fingerprint": self.fingerprint, **facts, "provenance": provenance()}
+        self.store.write_json(self.name("manifest.json"), manifest)
+        return manifest
+
+    def committed(self) -> set[str]:
+        """Ids of the shards whose work is done."""
+        names = self.store.names(self.name("commits"))
+        return {n.removesuffix(".json") for n in names if n.endswith(".json")}
+
+    def commit(self, shard: str, **facts: Any) -> None:
+        """Declare a shard done; `parts` in `facts` names its files."""
+        self.store.write_json(self.name(f"commits/{shard}.json"), facts)
+
+    def read_commit(self, shard: str) -> dict[str, Any]:
+        """What was committed for a shard."""
+        return dict(self.store.read_json(self.name(f"commits/{shard}.json")))
+
+    def read_commits(self, shards: Iterable[str]) -> list[dict[str, Any]]:
+        """Several commits, in the given order."""
+        with ThreadPoolExecutor(IO_THREADS) as pool:
+            return list(pool.map(self.read_commit, shards))
+
+    def write_part(self, shard: str, table: pa.Table) -> str:
+        """Write rows of a shard under a name that no other attempt uses; returns the name for the commit."""
+        part = f"parts/{shard}-{uuid.uuid4().hex}.parquet"
+        self.store.write_table(self.name(part), table)
+        return part
+
+    def read_shard(self, shard: str, columns: list[str] | None = None) -> pa.Table:
+        """All committed rows of a shard; an empty table without columns if it has none."""
+        parts = self.read_commit(shard)["parts"]
+        tables = [self.store.read_table(self.name(p), columns) for p in parts]
+        return pa.concat_tables(tables) if tables else pa.table({})
+
+
+def provenance() -> dict[str, Any]:
+    """Library versions, command line and time: recorded for people, never part of a fingerprint."""
+    packages = ("upl-ray", "ray", "torch", "open_clip_torch", "pyarrow", "numpy", "pillow")
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {p: _version(p) for p in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # run from a checkout that was not installed, as `ray job submit --working-dir` does

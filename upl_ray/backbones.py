@@ -1,0 +1,155 @@
+"""Finds, hashes and checks a backbone's weights: named models with a pretrained tag, hubs, folders and files."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.factory import _find_checkpoint_in_dir, parse_model_name  # private, stable since open_clip 2.24
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Backbone, ConfigError
+from upl_ray.demo import locate
+from upl_ray.images import Geometry
+
+log = logging.getLogger(__name__)
+
+
+def find_weights(backbone: Backbone) -> tuple[str, Path, dict[str, Any], dict[str, Any]]:
+    """Locate a backbone's weights, downloading them into open_clip's cache if they are published ones.
+
+    Returns:
+        open_clip's name of the model, the weights file, the model's configuration, and the preprocessing overrides and
+        `quick_gelu` flag that come with the weights.
+
+    Raises:
+        ConfigError: unknown model or tag, missing folder or file, or a download that fails.
+    """
+    try:
+        source = locate.backbone(backbone.model)
+        schema, identifier = parse_model_name(source)
+        if schema == "local-dir":
+            folder = Path(identifier)
+            published = json.loads((folder / "open_clip_config.json").read_text())
+            weights = _find_checkpoint_in_dir(folder)
+            if weights is None:
+                raise FileNotFoundError(f"no weights file lies in {folder}")
+            return source, Path(weights), published["model_cfg"], published.get("preprocess_cfg", {})
+        if schema == "hf-hub":
+            published = json.loads(Path(download_pretrained_from_hf(identifier, "open_clip_config.json")).read_text())
+            weights = download_pretrained_from_hf(identifier)
+            return source, Path(weights), published["model_cfg"], published.get("preprocess_cfg", {})
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"The model {backbone.model!r} cannot be read: {error}; check its name or folder.") from None
+    return _named_weights(backbone)
+
+
+def _named_weights(backbone: Backbone) -> tuple[str, Path, dict[str, Any], dict[str, Any]]:
+    model, pretrained = backbone.model, backbone.pretrained
+    model_cfg = open_clip.get_model_config(model)
+    if model_cfg is None:
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`open_clip.list_models()` lists all."
+        raise ConfigError(f"open_clip knows no model {model!r}; {hint}")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if not pretrained:
+        raise ConfigError(f"The model {model!r} needs `pretrained`: a weights file or one of the tags {tags}.")
+    tag_cfg = get_pretrained_cfg(model, pretrained)
+    if not tag_cfg:
+        if not Path(pretrained).is_file():
+            raise ConfigError(f"pretrained {pretrained!r} of {model} is neither a file nor one of the tags {tags}.")
+        return model, Path(pretrained).resolve(), model_cfg, {}
+    try:
+        weights = download_pretrained(tag_cfg)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"The weights {model}/{pretrained} cannot be downloaded ({reason}); check the network or give a file."
+        ) from None
+    return model, Path(weights), model_cfg, {"quick_gelu": False, **tag_cfg}
+
+
+def resolve(backbone: Backbone) -> ClipSpec:
+    """Find, hash and check a backbone without loading it.
+
+    Raises:
+        ConfigError: see `find_weights`; or weights and activation function do not fit.
+    """
+    source, weights, model_cfg, published = find_weights(backbone)
+    digest = sha256(weights)
+    preprocess = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), published))
+    size = model_cfg["vision_cfg"].get("image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    geometry = Geometry(height, width, preprocess.interpolation, preprocess.resize_mode, preprocess.fill_color)
+    return ClipSpec(
+        backbone=backbone,
+        source=source,
+        weights_sha256=digest,
+        model_cfg=json.dumps(model_cfg, sort_keys=True),
+        geometry=geometry,
+        mean=_rgb(preprocess.mean),
+        std=_rgb(preprocess.std),
+        quick_gelu=_quick_gelu(backbone, model_cfg, published, digest),
+    )
+
+
+def _rgb(value: Any) -> tuple[float, float, float]:
+    r, g, b = value if isinstance(value, tuple | list) else (value,) * 3
+    return float(r), float(g), float(b)
+
+
+def _quick_gelu(backbone: Backbone, model_cfg: dict[str, Any], published: dict[str, Any], digest: str) -> bool:
+    """Whether the weights were trained with QuickGELU: a mismatch costs several points of accuracy silently.
+
+    The order of trust: the configuration, the pretrained tag, OpenAI's published checksums, the model's own entry.
+    """
+    configured = bool(model_cfg.get("quick_gelu", False))
+    if backbone.quick_gelu is not None:
+        return backbone.quick_gelu
+    if "quick_gelu" in published:
+        needed = bool(published["quick_gelu"])
+    elif digest in openai_checksums():
+        needed = True
+    else:
+        return configured
+    if configured and not needed:
+        raise ConfigError(
+            f"{backbone.model} has QuickGELU but the weights {backbone.pretrained!r} were trained without; "
+            f"use the model name without `-quickgelu`."
+        )
+    if needed and not configured:
+        log.info("%s: QuickGELU switched on, as the weights %s need it", backbone.name, backbone.pretrained)
+    return needed
+
+
+@lru_cache
+def openai_checksums() -> frozenset[str]:
+    """SHA-256 of OpenAI's original weight files, which their addresses contain."""
+    tags = [get_pretrained_cfg(m, "openai") for m in open_clip.list_models()]
+    return frozenset(t["url"].split("/")[-2] for t in tags if t and t.get("url"))
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_tokenizer(source: str) -> Any:
+    """The model's tokenizer; a relative `bpe_path` in a local folder is resolved against that folder."""
+    schema, identifier = parse_model_name(source)
+    if schema == "local-dir":
+        folder = Path(identifier)
+        model_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        bpe_path = model_cfg.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("bpe_path")
+        if bpe_path:
+            return open_clip.get_tokenizer(source, bpe_path=str(folder / bpe_path))
+    return open_clip.get_tokenizer(source)

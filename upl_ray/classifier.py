@@ -1,0 +1,61 @@
+"""The exported classifier: a learned ensemble with its image encoder, usable without Ray.
+
+Shapes: N images, C classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from upl_ray.backbones import resolve
+from upl_ray.clip_model import ClipModel
+from upl_ray.config import Backbone
+from upl_ray.ensemble import Ensemble, load_ensemble
+from upl_ray.images import center_crop
+
+
+class Classifier:
+    """An ensemble together with its image encoder."""
+
+    def __init__(self, ensemble: Ensemble, clip: ClipModel) -> None:
+        self.ensemble, self.clip = ensemble, clip
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """Names of the C classes."""
+        return self.ensemble.classnames
+
+    def probabilities(self, images: list[Image.Image]) -> Tensor:
+        """Class probabilities [N, C] of PIL images of any size and mode."""
+        crops = np.stack([center_crop(image, self.clip.spec.geometry) for image in images])
+        return self.ensemble.probabilities(torch.from_numpy(self.clip.encode_crops(crops)))
+
+    def predict(self, images: list[Image.Image]) -> tuple[list[str], list[float]]:
+        """Class name and confidence [0-1] of each image."""
+        confidence, label = self.probabilities(images).max(dim=1)
+        return [self.classnames[i] for i in label.tolist()], confidence.tolist()
+
+
+def load_classifier(uri: str, backbone: Backbone | None = None) -> Classifier:
+    """Load a finished classifier with its image encoder; Ray is not needed.
+
+    Args:
+        uri: the classifier's folder, as the job prints it.
+        backbone: where the image encoder is found on this machine, if not where it was at training.
+
+    Raises:
+        FileNotFoundError: there is no classifier under `uri`.
+        ConfigError: the image encoder cannot be found.
+        ValueError: its weights are not those that the prompts were learned for.
+    """
+    ensemble = load_ensemble(uri)
+    spec = resolve(backbone or Backbone(**ensemble.metadata["backbone"]))
+    if spec.weights_sha256 != ensemble.metadata["weights_sha256"]:
+        raise ValueError(
+            f"The weights of {spec.backbone.model} differ from those the classifier was made with; "
+            f"give the right ones as `backbone`."
+        )
+    return Classifier(ensemble, ClipModel(spec))

@@ -1,0 +1,42 @@
+"""What identifies a backbone: its weights, architecture and preprocessing, without loading or importing any of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from upl_ray.config import Backbone
+from upl_ray.images import Geometry
+
+VERSION = 1  # raise when features of the same weights change
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """A backbone whose weights are found, hashed and understood, before anything is loaded."""
+
+    backbone: Backbone
+    source: str  # open_clip's model name, hf-hub: or local-dir:
+    weights_sha256: str
+    model_cfg: str  # canonical JSON
+    geometry: Geometry
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    quick_gelu: bool
+
+    @property
+    def name(self) -> str:
+        """The backbone's name in files and tables."""
+        return self.backbone.name
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides about features, for fingerprints; where the weights lie is not part of it."""
+        return {
+            "version": VERSION,
+            "weights": self.weights_sha256,
+            "model": json.loads(self.model_cfg),
+            "preprocess": [self.geometry.key, self.geometry.fill_color, list(self.mean), list(self.std)],
+            "quick_gelu": self.quick_gelu,
+            "precision": self.backbone.precision,
+        }

@@ -1,0 +1,293 @@
+"""The whole configuration: one typed, frozen model, read from YAML and overridden on the command line.
+
+Defaults are the published recipe (paper: arXiv 2204.03649, sections 4.1 and 4.2) unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work: one sentence with the field, the value and the remedy."""
+
+
+def sentence(error: ValidationError, prefix: str = "") -> str:
+    """One line for every field that pydantic refused: where, what was given, what is wanted."""
+    lines = []
+    for e in error.errors():
+        field = ".".join(str(p) for p in (prefix, *e["loc"]) if p != "")
+        message = e["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
+        if e["type"] == "extra_forbidden":
+            message = "there is no such field; `--help` lists all fields"
+        elif e["type"] == "missing":
+            message = "this field is required"
+        elif isinstance(e["input"], str | int | float | bool):
+            message = f"{message}; it is {e['input']!r}"
+        message = message.rstrip(".")
+        lines.append(f"{field}: {message}." if field else f"{message}.")
+    return "\n".join(lines)
+
+
+class Section(BaseModel):
+    """Base of every part of the configuration: frozen, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise ConfigError(sentence(error)) from None
+
+
+class Backbone(Section):
+    """One frozen CLIP-like model, loaded by open_clip."""
+
+    model: str = Field(
+        description="open_clip model name (`RN50`, `ViT-B-16`), `hf-hub:org/repo`, `local-dir:/folder`, or `demo:NAME`."
+    )
+    pretrained: str | None = Field(None, description="Pretrained tag (`openai`, `laion2b_s34b_b79k`) or weights file.")
+    name: str = Field("", description="Short unique name in files and tables; made from model and pretrained.")
+    precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="Arithmetic of the frozen image encoder.")
+    quick_gelu: bool | None = Field(
+        None, description="Force QuickGELU on or off; None follows the pretrained tag or the weights' SHA-256."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("model") and not data.get("name"):
+            text = f"{data['model'].rsplit('/', 1)[-1].rsplit(':', 1)[-1]}"
+            if data.get("pretrained"):
+                text += f"-{Path(data['pretrained']).stem}"
+            data = {**data, "name": re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-")}
+        return data
+
+
+# The paper's eight labelers (section 4.1); its target model is RN50.
+UPL_STAR = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14")
+
+
+def expand_backbones(value: Any) -> Any:
+    """`upl-star` -> the paper's eight; `MODEL` or `MODEL/PRETRAINED` -> a Backbone."""
+    if value == "upl-star":
+        value = [f"{m}/openai" for m in UPL_STAR]
+    if isinstance(value, str):
+        value = [value]
+    expanded: list[Any] = []
+    for item in value:
+        if not isinstance(item, str):
+            expanded.append(item)
+        elif item == "upl-star":
+            expanded += expand_backbones(item)
+        elif ":" in item:  # hf-hub:org/repo, local-dir:/a/b, demo:name carry no tag
+            expanded.append(Backbone(model=item))
+        else:
+            model, _, pretrained = item.partition("/")
+            expanded.append(Backbone(model=model, pretrained=pretrained or None))
+    return tuple(expanded)
+
+
+class Source(Section):
+    """Where images lie."""
+
+    uri: str = Field(description="Folder or prefix of images, nested: a path, `s3://bucket/prefix`, `demo:digits/...`.")
+    labels: Literal["none", "folders"] = Field(
+        "none", description="True labels, used to score and for nothing else: none, or the first sub-folder's name."
+    )
+
+
+class Label(Section):
+    """Pseudo-labels (paper, section 3.2)."""
+
+    top_k: int = Field(16, ge=1, description="Most confident images kept for each class [images]; paper: 16.")
+    max_rejected: float = Field(
+        0.01, ge=0, le=1, description="Share of unreadable images above which the job stops [0-1]; ours."
+    )
+
+
+class Train(Section):
+    """Prompt learning (paper, section 4.1; the schedule as its authors' logs show it)."""
+
+    n_ctx: int = Field(16, ge=1, description="Context vectors M, shared by all classes [tokens]; paper: 16.")
+    members: int = Field(16, ge=1, description="Independently initialised prompts S [count]; paper: 16.")
+    epochs: int = Field(50, ge=1, description="Passes over the pseudo-labeled images [epochs]; paper: 50.")
+    batch_size: int = Field(32, ge=1, description="Images of one step [images]; paper: 32.")
+    lr: float = Field(0.002, gt=0, description="Peak learning rate of SGD; paper: 0.002.")
+    warmup_lr: float = Field(1e-5, gt=0, description="Constant learning rate of epoch 0; CoOp: 1e-5.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD; CoOp: 0.9.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay of SGD; CoOp: 5e-4.")
+    init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial context vectors; CoOp: 0.02.")
+    views: int | None = Field(
+        None,
+        ge=0,
+        description="Augmented views of each selected image [count]; None: one for each epoch; 0: centre crop only.",
+    )
+    crop_scale: tuple[float, float] = Field(
+        (0.08, 1.0), description="Share of the image's area that a random resized crop covers [0-1]; paper: 0.08 1."
+    )
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip [0-1]; paper: 0.5.")
+    ensemble: Literal["probabilities", "logits"] = Field(
+        "probabilities", description="What is averaged over members; paper: probabilities, its code: logits."
+    )
+    seed: int = Field(0, ge=0, description="Seed of initialisations, sample order and views.")
+    checkpoint_every: int = Field(10, ge=1, description="Epochs between two checkpoints of a member [epochs]; ours.")
+
+    @property
+    def n_views(self) -> int:
+        """Augmented views of each selected image; 0 means the clean centre crop."""
+        return self.epochs if self.views is None else self.views
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("crop_scale needs 0 < smallest <= largest <= 1, for example [0.08, 1]")
+        return value
+
+
+class Compute(Section):
+    """How the work is spread. Nothing here changes a result, so nothing here is part of a fingerprint."""
+
+    shard_size: int = Field(4096, ge=1, description="Images of a new shard, the unit of commit and resume [images].")
+    chunk_size: int = Field(64, ge=1, description="Images that one model call encodes together [images].")
+    gpus_per_backbone: float | None = Field(
+        None, ge=0, description="GPUs of one backbone actor; None shares the cluster's GPUs evenly; 0: CPU."
+    )
+    max_actors: int | None = Field(None, ge=1, description="Upper bound on actors of one backbone pool; None: as fit.")
+    trials: int | None = Field(
+        None, ge=1, description="Groups the members are split into, trained concurrently; None: as many as run at once."
+    )
+    workers_per_trial: int = Field(
+        1, ge=1, description="Ray Train workers of one trial, which share its members; 1 trains in the trial itself."
+    )
+    gpus_per_trial: float | None = Field(None, ge=0, description="GPUs of one trial worker; None: 1 if there are any.")
+    wait_for_resources_s: int = Field(
+        600, ge=1, description="Longest wait for actors or nodes before the job fails [seconds]."
+    )
+    ray_address: str | None = Field(
+        None, description="Ray cluster to join; None: RAY_ADDRESS or the job's cluster if set, else a local one."
+    )
+
+
+Backbones = Annotated[tuple[Backbone, ...], BeforeValidator(expand_backbones)]
+
+
+class Config(Section):
+    """Unsupervised Prompt Learning for CLIP on Ray: images without labels in, a better classifier out."""
+
+    corpus: Source = Field(description="The unlabeled images.")
+    scored: Source | None = Field(None, description="Held-out images with labels; scored, never learned from.")
+    classnames: str | tuple[str, ...] = Field(
+        description="Text file with one class name a line, a list, or `folders`: the sub-folder names of the corpus."
+    )
+    template: str = Field("a photo of a {}.", description="Zero-shot prompt; `{}` is the class name. Paper: one only.")
+    backbones: Backbones = Field(
+        description="Labelers; `upl-star` is the paper's eight. One is UPL, several are UPL*. Items: `RN50/openai`, ..."
+    )
+    target: str = Field("", description="Name of the backbone that prompts are learned for; default: the first.")
+    variants: tuple[Literal["upl*", "upl"], ...] = Field(
+        ("upl*",),
+        description="upl*: pseudo-labels of all backbones fused; upl: of the target alone. First is exported.",
+    )
+    storage_path: str = Field(description="Folder of all results: a path, `s3://bucket/prefix`, any fsspec URL.")
+    label: Label = Field(Label(), description="Pseudo-labels.")
+    train: Train = Field(Train(), description="Prompt learning.")
+    compute: Compute = Field(Compute(), description="Resources.")
+
+    @field_validator("template")
+    @classmethod
+    def _one_slot(cls, value: str) -> str:
+        if value.count("{}") != 1:
+            raise ValueError("the template needs exactly one {} for the class name, as in 'a photo of a {}.'")
+        return value
+
+    @field_validator("variants")
+    @classmethod
+    def _some_variant(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("name one or both of upl* and upl, each once")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_target(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("backbones") and not data.get("target"):
+            first = expand_backbones(data["backbones"])[0]
+            first = first if isinstance(first, Backbone) else Backbone(**first)
+            data = {**data, "target": first.name}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        names = [b.name for b in self.backbones]
+        doubled = sorted({n for n in names if names.count(n) > 1})
+        if not names:
+            raise ValueError("backbones is empty; name at least one model, for example RN50/openai")
+        if doubled:
+            raise ValueError(f"two backbones are called {doubled[0]!r}; give one of them another `name`")
+        if self.target not in names:
+            raise ValueError(f"target {self.target!r} is none of the backbones {names}; name one of them")
+        return self
+
+    @property
+    def target_backbone(self) -> Backbone:
+        """The backbone that prompts are learned for and that classifies."""
+        return next(b for b in self.backbones if b.name == self.target)
+
+    def labelers(self, variant: str) -> tuple[Backbone, ...]:
+        """The backbones whose fused probabilities label the corpus: all for `upl*`, the target alone for `upl`."""
+        return self.backbones if variant == "upl*" else (self.target_backbone,)
+
+
+def load_config(args: list[str], default: Path) -> Config:
+    """Read `[FILE.yaml] [--field value ...]`; without a file, `default`.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML mapping, or a field in it is refused.
+        SystemExit: status 2 where a command-line option is refused, 0 after `--help`.
+    """
+    path, rest = (Path(args[0]), args[1:]) if args and not args[0].startswith("-") else (default, args)
+    if not path.is_file():
+        raise ConfigError(f"The configuration file {str(path)!r} does not exist; name a YAML file such as {default}.")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no `field: value` pairs; start from {default}.")
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {sentence(error)}") from None
+    return tyro.cli(Config, default=config, args=rest, prog=f"{Path(sys.argv[0]).name} {path}")
+
+
+def clean_classname(name: str) -> str:
+    """The class name as a prompt has it: `_` becomes a space (CoOp)."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def check_classnames(names: list[str]) -> tuple[str, ...]:
+    """Cleaned names, in the given order.
+
+    Raises:
+        ConfigError: fewer than two names, an empty name, or one that stands twice.
+    """
+    cleaned = [clean_classname(n) for n in names]
+    if "" in cleaned:
+        raise ConfigError(f"Class name {cleaned.index('') + 1} of {len(names)} is empty; remove the line or name it.")
+    doubled = sorted({n for n in cleaned if cleaned.count(n) > 1})
+    if doubled:
+        raise ConfigError(f"The class name {doubled[0]!r} stands more than once; keep one of them.")
+    if len(cleaned) < 2:
+        raise ConfigError(f"There are {len(cleaned)} class names; a classifier needs at least 2.")
+    return tuple(cleaned)

@@ -1,0 +1,183 @@
+"""Image features with Ray Data: each image is read and decoded once, then passes one actor pool for each backbone.
+
+    from_items          shard, first, last                      one row a span of a shard
+    flat_map  (CPU)     + image_ids, reasons, pixels_HxW        one row a chunk: 64 images, always the same ones
+    map       (actors)  + features_<backbone>, - pixels         one pool a backbone, largest resolution first
+    map_batches (CPU)   shard, backbone, part, first, rows      features written, receipts returned
+
+A chunk is always the same images in the same order and the same array shape, so a feature does not depend on how many
+workers there are or who computes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import operator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from upl_ray import images
+from upl_ray.artifacts import Artifact, Store
+from upl_ray.clip_model import ClipModel
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Compute
+from upl_ray.corpus import Corpus, Shard, read_images
+from upl_ray.features import feature_artifact, feature_table
+from upl_ray.images import Geometry
+from upl_ray.pools import configure_data, plan_pools
+from upl_ray.progress import Progress
+
+log = logging.getLogger(__name__)
+
+CHUNKS_PER_PART = 16  # chunks that one written file may hold
+CHUNKS_PER_SPAN = 8  # chunks that one decoding task reads from a shard
+Row = dict[str, Any]
+
+
+class Encoder:
+    """Actor of one pool: adds the features of one backbone to each chunk and drops pixels nobody needs any more."""
+
+    def __init__(self, spec: ClipSpec, output: str, drop_pixels: bool) -> None:
+        if not torch.cuda.is_available():
+            torch.set_num_threads(1)  # the same sums in the same order, however many cores the machine has
+        self.clip, self.output, self.drop_pixels = ClipModel(spec), output, drop_pixels
+
+    def __call__(self, row: Row) -> Row:
+        """[n, H, W, 3] uint8 pixels -> [n, D] half-precision features."""
+        key = self.clip.spec.geometry.key
+        features = self.clip.encode_crops(row[key])
+        kept = {k: v for k, v in row.items() if not (self.drop_pixels and k == key)}
+        return {**kept, self.output: features}
+
+
+def embed(corpora: list[Corpus], specs: list[ClipSpec], compute: Compute) -> None:
+    """Compute and commit the missing features of every (shard, backbone) pair."""
+    store = corpora[0].artifact.store
+    todo: dict[tuple[str, ...], list[tuple[Corpus, Shard]]] = defaultdict(list)
+    done = {s.name: feature_artifact(store, s).committed() for s in specs}
+    for corpus in corpora:
+        for shard in corpus.shards:
+            missing = tuple(s.name for s in specs if shard.id not in done[s.name])
+            if missing:
+                todo[missing].append((corpus, shard))
+    for names, work in todo.items():  # usually one group; more after a backbone was added or a run was killed
+        _embed_pass(store, [s for s in specs if s.name in names], work, compute)
+
+
+def _embed_pass(store: Store, specs: list[ClipSpec], work: list[tuple[Corpus, Shard]], compute: Compute) -> None:
+    configure_data(compute)
+    specs = sorted(specs, key=lambda s: -s.geometry.height * s.geometry.width)
+    pool = plan_pools(len(specs), ray.cluster_resources(), compute)
+    log.info(
+        "%-12s %d pool(s) of 1 to %d actors with %g CPU and %.3g GPU each: %s",
+        *("features", len(specs), pool.max_actors, pool.num_cpus, pool.num_gpus, ", ".join(s.name for s in specs)),
+    )
+    geometries = {s.geometry.key: s.geometry for s in specs}
+    last_user = {s.geometry.key: s.name for s in specs}
+    span = compute.chunk_size * CHUNKS_PER_SPAN
+    spans = [
+        {"corpus": i, "shard": s.id, "first": first, "last": min(first + span, s.rows)}
+        for i, (_, s) in enumerate(work)
+        for first in range(0, s.rows, span)
+    ]
+    decoder = ChunkDecoder([(c, s.removed) for c, s in work], list(geometries.values()), compute.chunk_size)
+    dataset = ray.data.from_items(spans, override_num_blocks=min(len(spans), 4096)).flat_map(decoder)
+    for spec in specs:
+        dataset = dataset.map(
+            Encoder,  # type: ignore[arg-type]  # Ray's annotation does not know callable classes
+            fn_constructor_args=(spec, f"features_{spec.name}", last_user[spec.geometry.key] == spec.name),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.max_actors),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus,
+        )
+    artifacts = {s.name: feature_artifact(store, s) for s in specs}
+    write = partial(write_features, artifacts=artifacts)
+    receipts = dataset.map_batches(write, batch_size=CHUNKS_PER_PART, batch_format="pandas")
+    _commit(receipts.iter_rows(), artifacts, [s for _, s in work])
+
+
+class ChunkDecoder:
+    """Reads and decodes spans of shards into chunks; a plain callable that runs in CPU tasks."""
+
+    def __init__(self, work: list[tuple[Corpus, frozenset[str]]], geometries: list[Geometry], chunk_size: int) -> None:
+        self.work, self.geometries, self.chunk_size = work, geometries, chunk_size
+
+    def __call__(self, span: Row) -> Iterator[Row]:
+        """One row for each chunk; a bad image keeps its place with black pixels and a reason."""
+        corpus, _removed = self.work[span["corpus"]]
+        shard = next(s for s in corpus.shards if s.id == span["shard"])
+        ids = corpus.listing(shard)
+        for first in range(span["first"], span["last"], self.chunk_size):
+            chunk = ids[first : min(first + self.chunk_size, span["last"])]
+            yield {"shard": shard.id, "first": first, **decode_chunk(corpus.root, chunk, self.geometries)}
+
+
+def decode_chunk(root: str, image_ids: list[str], geometries: list[Geometry]) -> Row:
+    """Read and decode images: their ids, a reason for each that is refused (else ""), and [n, H, W, 3] pixels."""
+    reasons = [""] * len(image_ids)
+    pixels = {g.key: np.zeros((len(image_ids), g.height, g.width, 3), np.uint8) for g in geometries}
+    for i, data in enumerate(read_images(root, image_ids)):
+        try:
+            if data is None:
+                raise images.Rejected("missing or unreadable file")
+            image = images.decode(data)
+            crops = {g.key: images.center_crop(image, g) for g in geometries}
+        except images.Rejected as error:
+            reasons[i] = str(error)
+            continue
+        for key, crop in crops.items():
+            pixels[key][i] = crop
+    return {"image_ids": image_ids, "reasons": reasons, **pixels}
+
+
+def write_features(batch: Any, artifacts: dict[str, Artifact]) -> dict[str, list[Any]]:
+    """Write the features of some chunks, one part for each (shard, backbone), and say so in receipts."""
+    receipts: list[Row] = []
+    for shard, chunks in batch.groupby("shard"):
+        ids = [list(c) for c in chunks["image_ids"]]
+        reasons = {i: r for c, rs in zip(ids, chunks["reasons"], strict=True) for i, r in zip(c, rs, strict=True) if r}
+        for name, artifact in artifacts.items():
+            table = feature_table(
+                functools.reduce(operator.iadd, ids, []), np.concatenate(list(chunks[f"features_{name}"])), set(reasons)
+            )
+            receipts.append(
+                {
+                    "shard": shard,
+                    "backbone": name,
+                    "part": artifact.write_part(shard, table),
+                    "chunks": json.dumps([[f, len(c)] for f, c in zip(chunks["first"].tolist(), ids, strict=True)]),
+                    "rejected": json.dumps(reasons),
+                }
+            )
+    return {k: [r[k] for r in receipts] for k in receipts[0]}
+
+
+def _commit(receipts: Iterable[Row], artifacts: dict[str, Artifact], shards: list[Shard]) -> None:
+    """Commit each (shard, backbone) as soon as its receipts cover it; what was written twice counts once."""
+    rows = {s.id: s.rows for s in shards}
+    covered: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+    commits: dict[tuple[str, str], dict[str, Any]] = defaultdict(lambda: {"parts": [], "rejected": {}})
+    progress = Progress("features", sum(rows.values()), "images")
+    for receipt in receipts:
+        key = (receipt["shard"], receipt["backbone"])
+        chunks = dict(json.loads(receipt["chunks"]))
+        if chunks.keys() <= covered[key].keys():
+            continue
+        covered[key].update(chunks)
+        commits[key]["parts"].append(receipt["part"])
+        commits[key]["rejected"].update(json.loads(receipt["rejected"]))
+        if receipt["backbone"] == next(iter(artifacts)):
+            progress.advance(sum(chunks.values()))
+        if sum(covered[key].values()) == rows[key[0]]:
+            artifacts[key[1]].commit(key[0], rows=rows[key[0]], **commits.pop(key))
+    progress.finish()
+    if commits:
+        raise RuntimeError(f"Features of {len(commits)} (shard, backbone) pairs are incomplete; run the job again.")

@@ -1,0 +1,184 @@
+"""Bytes -> uint8 crops, exactly as the model's own open_clip preprocessing makes them, or a reason for refusal.
+
+Pure PIL and numpy, so that decoding workers start fast. Shapes: H, W = crop height and width, V = views.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Crop = npt.NDArray[np.uint8]
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAX_PIXELS = 178_956_970  # twice PIL's warning limit: the size at which PIL itself refuses, as a decompression bomb
+CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop: torchvision's default, which CoOp uses
+
+# What PIL's decoders raise on files that are damaged, truncated or no images at all.
+DECODE_ERRORS = (
+    *(OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError, AttributeError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+
+class Rejected(ValueError):
+    """An image that cannot be used; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a model wants its pixels: the part of open_clip's `PreprocessCfg` that decides about uint8 crops."""
+
+    height: int
+    width: int
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill_color: int = 0
+
+    @property
+    def key(self) -> str:
+        """Name of the pixel column; models that share it share the decoded crop."""
+        mode = "" if (self.resize_mode, self.interpolation) == ("shortest", "bicubic") else f"_{self.resize_mode}"
+        return f"pixels_{self.height}x{self.width}{mode}{'_bilinear' if self.interpolation == 'bilinear' else ''}"
+
+    @property
+    def resample(self) -> Image.Resampling:
+        """PIL's filter; open_clip evaluates `random` as bicubic."""
+        return Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
+
+
+def decode(data: bytes) -> Image.Image:
+    """Open and fully load an image in its own mode (first frame of an animation).
+
+    Raises:
+        Rejected: empty, not an image, truncated, damaged, or with more than MAX_PIXELS pixels.
+    """
+    if not data:
+        raise Rejected("empty file")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        raise Rejected(f"more than {MAX_PIXELS} pixels") from None
+    except DECODE_ERRORS as error:
+        kind = "not an image" if isinstance(error, UnidentifiedImageError) else "damaged image"
+        raise Rejected(f"{kind}: {_first_line(error)}") from None
+    try:
+        image.load()
+    except DECODE_ERRORS as error:
+        raise Rejected(f"truncated or damaged image: {_first_line(error)}") from None
+    return image
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no decoder recognises it"  # PIL's own text holds an object's address
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def center_crop(image: Image.Image, geometry: Geometry) -> Crop:
+    """The evaluation crop of one image, [H, W, 3], equal to open_clip's transform before normalisation.
+
+    The image is resized in its own mode and converted to RGB afterwards, as open_clip does.
+
+    Raises:
+        Rejected: PIL cannot resize or convert this mode.
+    """
+    size = (geometry.height, geometry.width)
+    ratios = (image.height / geometry.height, image.width / geometry.width)
+    try:
+        if geometry.resize_mode == "squash":
+            image = image.resize(size[::-1], geometry.resample)
+        elif geometry.resize_mode == "longest":
+            image = _fit_crop_or_pad(_resize_ratio(image, max(ratios), geometry.resample), geometry)
+        elif geometry.height == geometry.width:
+            image = _crop(_resize_short_side(image, geometry.height, geometry.resample), size)
+        else:  # open_clip resizes non-square targets bicubically, whatever the configuration says
+            image = _crop(_resize_ratio(image, min(ratios), Image.Resampling.BICUBIC), size)
+        return np.asarray(image.convert("RGB"))
+    except DECODE_ERRORS as error:
+        raise Rejected(f"unsupported mode {image.mode}: {_first_line(error)}") from None
+
+
+def _resize_short_side(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    w, h = image.size
+    short, long = min(w, h), max(w, h)
+    scaled = int(size * long / short)  # torchvision truncates
+    return image.resize((size, scaled) if w <= h else (scaled, size), resample)
+
+
+def _resize_ratio(image: Image.Image, ratio: float, resample: Image.Resampling) -> Image.Image:
+    w, h = image.size
+    return image.resize((round(w / ratio), round(h / ratio)), resample)
+
+
+def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    w, h = image.size
+    top, left = round((h - size[0]) / 2.0), round((w - size[1]) / 2.0)
+    return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def _fit_crop_or_pad(image: Image.Image, geometry: Geometry) -> Image.Image:
+    (w, h), height, width = image.size, geometry.height, geometry.width
+    dx, dy = max(width - w, 0), max(height - h, 0)
+    if dx or dy:
+        border = (dx // 2, dy // 2, (dx + 1) // 2, (dy + 1) // 2)
+        bands = len(image.getbands())
+        fill = geometry.fill_color if bands == 1 else (geometry.fill_color,) * bands
+        image = ImageOps.expand(image, border, fill)
+    return _crop(image, (height, width))
+
+
+def random_views(
+    image: Image.Image,
+    geometry: Geometry,
+    image_id: str,
+    n_views: int,
+    seed: int,
+    scale: tuple[float, float],
+    flip: float,
+) -> Crop:
+    """Augmented views of one image, [V, H, W, 3]: random resized crop, then a horizontal flip (paper, section 4.1).
+
+    The views are a function of (seed, image_id) alone, whoever computes them.
+    """
+    words = np.frombuffer(hashlib.sha256(image_id.encode()).digest(), dtype=np.uint32)
+    rng = np.random.default_rng([seed, *words.tolist()])
+    views = np.empty((n_views, geometry.height, geometry.width, 3), np.uint8)
+    for v in range(n_views):
+        box = random_crop_box(image.size, rng, scale)
+        view = image.crop(box).resize((geometry.width, geometry.height), geometry.resample).convert("RGB")
+        views[v] = np.asarray(ImageOps.mirror(view) if rng.random() < flip else view)
+    return views
+
+
+def random_crop_box(
+    size: tuple[int, int], rng: np.random.Generator, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a random resized crop of an image of `size` = (width, height).
+
+    Area uniform in `scale`, aspect ratio log-uniform in 3/4 to 4/3; after ten boxes that do not fit, the largest
+    central box whose ratio is allowed (torchvision, RandomResizedCrop).
+    """
+    w, h = size
+    for _ in range(10):
+        area = w * h * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+        cw, ch = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < cw <= w and 0 < ch <= h:
+            left, top = int(rng.integers(0, w - cw + 1)), int(rng.integers(0, h - ch + 1))
+            return left, top, left + cw, top + ch
+    cw, ch = w, h
+    if w / h < CROP_RATIO[0]:
+        ch = round(w / CROP_RATIO[0])
+    elif w / h > CROP_RATIO[1]:
+        cw = round(h * CROP_RATIO[1])
+    left, top = (w - cw) // 2, (h - ch) // 2
+    return left, top, left + cw, top + ch

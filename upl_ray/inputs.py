@@ -1,0 +1,86 @@
+"""Checks a configuration against the world before work starts: storage, images, class names, models."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from upl_ray.artifacts import Store
+from upl_ray.backbones import load_tokenizer, resolve
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Config, ConfigError, check_classnames
+from upl_ray.corpus import Corpus, list_corpus
+from upl_ray.text_encoder import prompt_tokens
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A configuration that was checked against the world: what the steps work on."""
+
+    config: Config
+    store: Store
+    classnames: tuple[str, ...]
+    corpus: Corpus
+    scored: Corpus | None
+    specs: dict[str, ClipSpec]
+
+    @property
+    def corpora(self) -> list[Corpus]:
+        """The corpus, and the held-out images if there are any."""
+        return [self.corpus, *([self.scored] if self.scored else [])]
+
+    @property
+    def target(self) -> ClipSpec:
+        """The model that prompts are learned for."""
+        return self.specs[self.config.target]
+
+    def labelers(self, variant: str) -> list[ClipSpec]:
+        """The labelers of a variant."""
+        return [self.specs[b.name] for b in self.config.labelers(variant)]
+
+
+def prepare(config: Config) -> Inputs:
+    """Check everything that can be checked before work starts, and find out what the work is on.
+
+    Raises:
+        ConfigError: storage cannot be written, no images, bad class names, a model that is not found or does not fit.
+    """
+    store = Store(config.storage_path if "://" in config.storage_path else str(Path(config.storage_path).resolve()))
+    try:
+        store.write_json("config.json", config.model_dump(mode="json"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"storage_path {config.storage_path!r} cannot be written ({error}); check it and its access."
+        ) from None
+    corpus = list_corpus(store, config.corpus, config.compute.shard_size)
+    scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored else None
+    classnames = read_classnames(config, corpus)
+    specs = {b.name: resolve(b) for b in config.backbones}
+    prompt_tokens(load_tokenizer(specs[config.target].source), classnames, config.train.n_ctx)  # names must fit
+    log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
+    return Inputs(config, store, classnames, corpus, scored, specs)
+
+
+def read_classnames(config: Config, corpus: Corpus) -> tuple[str, ...]:
+    """Class names from the list, the text file or the corpus' folders.
+
+    Raises:
+        ConfigError: the file cannot be read, or see `check_classnames`.
+    """
+    given = config.classnames
+    if isinstance(given, tuple):
+        return check_classnames(list(given))
+    if given == "folders":
+        ids = (i for shard in corpus.shards for i in corpus.listing(shard))
+        return check_classnames(sorted({i.split("/", 1)[0] for i in ids if "/" in i}))
+    try:
+        folder, _, name = given.rpartition("/")
+        text = Store(folder or ".").read(name).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"classnames {given!r} cannot be read ({error}); give a text file, a list or `folders`."
+        ) from None
+    return check_classnames(text.rstrip("\n").split("\n"))

@@ -1,0 +1,157 @@
+"""Classification of cached features shard by shard with Ray Data: pseudo-labels from labelers, predictions at the end.
+
+    from_items        shard                       one row a shard without a commit
+    map (CPU tasks)   shard, rows                 reads features, writes one part, commits the shard
+
+Everything a task needs is in storage, everything it makes goes there; only counts come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import torch
+from torch import Tensor
+
+from upl_ray import pseudo_labels, schema
+from upl_ray.artifacts import Artifact, Store, fingerprint
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Compute
+from upl_ray.corpus import Corpus, Shard
+from upl_ray.ensemble import load_ensemble
+from upl_ray.features import feature_artifact, read_features, rejected_images
+from upl_ray.pools import configure_data
+from upl_ray.progress import Progress
+from upl_ray.text_features import read_text_features, text_artifact
+from upl_ray.zero_shot import fill_template, probabilities
+
+VERSION = 1  # raise when the same features give other pseudo-labels or predictions
+ROWS_AT_ONCE = 512  # rows whose logits are held together: 512 x 16 members x 1,000 classes are 32 MB
+
+
+def pseudo_label_artifact(
+    store: Store, labelers: list[ClipSpec], classnames: tuple[str, ...], template: str
+) -> Artifact:
+    """Where the pseudo-labels of some fused labelers lie, for all corpora."""
+    identity = {
+        "version": VERSION,
+        "features": sorted(feature_artifact(store, s).fingerprint for s in labelers),
+        "prompts": fill_template(template, classnames),
+    }
+    return Artifact(store, "pseudo_labels", fingerprint(identity))
+
+
+def pseudo_label(
+    corpora: list[Corpus], labelers: list[ClipSpec], classnames: tuple[str, ...], template: str, compute: Compute
+) -> Artifact:
+    """Label every shard that is not labeled yet with the labelers' fused probabilities."""
+    store = corpora[0].artifact.store
+    labelers = sorted(labelers, key=lambda s: s.name)  # a fixed order, so that the same labelers sum alike
+    artifact = pseudo_label_artifact(store, labelers, classnames, template)
+    inputs = [(feature_artifact(store, s), text_artifact(store, s, classnames, template)) for s in labelers]
+    _each_shard("labels", corpora, artifact, lambda shard: fuse_shard(shard, inputs), compute)
+    if artifact.manifest() is None:
+        artifact.finish(labelers=[s.name for s in labelers], classnames=list(classnames), template=template)
+    return artifact
+
+
+def fuse_shard(shard: Shard, inputs: list[tuple[Artifact, Artifact]]) -> pa.Table:
+    """Zero-shot probabilities of each labeler, fused: rows of `schema.PSEUDO_LABELS`."""
+    ids, probs = [], []
+    rejected = {i for features, _ in inputs for i in rejected_images(features, (shard,))}  # by any of the labelers
+    for features, text in inputs:
+        text_features, logit_scale = read_text_features(text)
+        labeler_ids, image_features = read_features(features, shard, rejected)
+        classify = partial(probabilities, text_features=text_features, logit_scale=logit_scale)
+        ids.append(labeler_ids)
+        probs.append(_in_slices(image_features, classify, len(text_features)))
+    image_ids, fused = pseudo_labels.fuse(ids, probs)
+    label, confidence = pseudo_labels.assign(fused)
+    order = [{image_id: i for i, image_id in enumerate(labeler_ids)} for labeler_ids in ids]
+    own = [pseudo_labels.assign(p[[o[i] for i in image_ids]]) for p, o in zip(probs, order, strict=True)]
+    columns = [
+        pa.array(image_ids, pa.string()),
+        label,
+        confidence,
+        list(np.stack([x for x, _ in own], axis=1)),
+        list(np.stack([x for _, x in own], axis=1)),
+    ]
+    return pa.table(columns, schema=schema.PSEUDO_LABELS)
+
+
+def prediction_artifact(store: Store, classifier: Artifact, spec: ClipSpec) -> Artifact:
+    """Where the predictions of a classifier lie, for all corpora."""
+    upstream = [classifier.fingerprint, feature_artifact(store, spec).fingerprint]
+    return Artifact(store, "predictions", fingerprint({"version": VERSION, "upstream": upstream}))
+
+
+def predict(corpora: list[Corpus], classifier: Artifact, spec: ClipSpec, compute: Compute) -> Artifact:
+    """Classify every shard that is not classified yet from the target's cached features.
+
+    The manifest lists the files that hold the predictions of the first corpus as it is now.
+    """
+    store = corpora[0].artifact.store
+    artifact = prediction_artifact(store, classifier, spec)
+    features = feature_artifact(store, spec)
+    _each_shard("predictions", corpora, artifact, lambda shard: predict_shard(shard, features, classifier.uri), compute)
+    commits = artifact.read_commits(s.state for s in corpora[0].shards)
+    parts = [p for c in commits for p in c["parts"]]
+    artifact.finish(classifier=classifier.folder, images=sum(c["rows"] for c in commits), parts=parts)
+    return artifact
+
+
+def predict_shard(shard: Shard, features: Artifact, classifier_uri: str) -> pa.Table:
+    """Label, class name and confidence of each image: rows of `schema.PREDICTIONS`."""
+    ensemble = load_ensemble(classifier_uri)
+    ids, image_features = read_features(features, shard)
+    label, confidence = pseudo_labels.assign(
+        _in_slices(image_features, ensemble.probabilities, len(ensemble.classnames))
+    )
+    members = _in_slices(image_features, ensemble.member_labels, len(ensemble.text_features), np.int32)
+    names = [ensemble.classnames[i] for i in label.tolist()]
+    return pa.table([pa.array(ids, pa.string()), label, names, confidence, list(members)], schema=schema.PREDICTIONS)
+
+
+def _in_slices(
+    features: npt.NDArray[np.float16], classify: Callable[[Tensor], Tensor], width: int, dtype: Any = np.float32
+) -> npt.NDArray[Any]:
+    """Apply `classify` ([n, D] -> [n, width]) to all rows, a bounded number at once."""
+    out = np.empty((len(features), width), dtype)
+    for first in range(0, len(features), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        out[rows] = classify(torch.from_numpy(features[rows])).numpy()
+    return out
+
+
+def unfinished(corpora: list[Corpus], artifact: Artifact) -> list[Shard]:
+    """The shards of these corpora that an artifact has no commit for, each once."""
+    done = artifact.committed()
+    return list({s.state: s for c in corpora for s in c.shards if s.state not in done}.values())
+
+
+def _each_shard(
+    step: str, corpora: list[Corpus], artifact: Artifact, work: Callable[[Shard], pa.Table], compute: Compute
+) -> None:
+    todo = unfinished(corpora, artifact)
+    if not todo:
+        return
+    configure_data(compute)
+
+    def process(row: dict[str, Any]) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        shard = todo[row["index"]]
+        table = work(shard)
+        artifact.commit(shard.state, parts=[artifact.write_part(shard.state, table)], rows=table.num_rows)
+        return {"rows": shard.rows}
+
+    progress = Progress(step, sum(s.rows for s in todo), "images")
+    indices = [{"index": i} for i in range(len(todo))]
+    for row in ray.data.from_items(indices, override_num_blocks=min(len(todo), 4096)).map(process).iter_rows():
+        progress.advance(row["rows"])
+    progress.finish()

@@ -1,0 +1,45 @@
+"""Scores, where true labels exist: accuracy and pseudo-label precision (pure). Labels never flow back into a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Labels = npt.NDArray[np.integer[Any]]
+UNLABELED = -1  # an image whose folder is no class name; it is not scored
+
+
+def accuracy(predicted: Labels, true: Labels) -> float:
+    """Share of labeled images that are classified right [0-1]; NaN if none is labeled."""
+    known = true != UNLABELED
+    return float((predicted[known] == true[known]).mean()) if known.any() else float("nan")
+
+
+def class_shares(predicted: Labels, n_classes: int) -> list[float]:
+    """Share of the images that each class gets [C]."""
+    shares: list[float] = (np.bincount(predicted, minlength=n_classes) / max(len(predicted), 1)).tolist()
+    return shares
+
+
+def precision_per_class(predicted: Labels, true: Labels, n_classes: int) -> list[float]:
+    """For each class the share of its pseudo-labels that are right [C]; NaN for a class without any."""
+    known = true != UNLABELED
+    predicted, true = predicted[known], true[known]
+    counts = np.bincount(predicted, minlength=n_classes)
+    right = np.bincount(predicted[predicted == true], minlength=n_classes)
+    precision: list[float] = np.where(counts > 0, right / np.maximum(counts, 1), np.nan).tolist()
+    return precision
+
+
+def imbalance(counts: list[int]) -> float:
+    """Images of the largest class over those of the smallest; infinite if a class has none."""
+    return max(counts) / min(counts) if min(counts) else float("inf")
+
+
+def folder_labels(image_ids: list[str], classnames: tuple[str, ...]) -> Labels:
+    """True class index of each image from the first folder of its id; UNLABELED where that is no class name."""
+    index = {name: i for i, name in enumerate(classnames)}
+    folders = (" ".join(i.split("/", 1)[0].replace("_", " ").split()) if "/" in i else "" for i in image_ids)
+    return np.array([index.get(f, UNLABELED) for f in folders], np.int64)

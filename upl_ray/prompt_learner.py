@@ -1,0 +1,139 @@
+"""Learning the context vectors of a group of ensemble members on cached view features (paper, equations 3 and 4).
+
+Members are independent: initialisation, sample order and view order are functions of (seed, member, epoch) alone, the
+loss is a sum over members and SGD is elementwise, so a member's result does not depend on which others share its batch.
+
+Shapes: G members, n images, V views, B batch, C classes, M context tokens, W text width, D feature width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from upl_ray.config import Train
+from upl_ray.text_encoder import TextEncoder
+
+VERSION = 1  # raise when the same recipe gives other contexts
+
+# Separate streams of random numbers of one member.
+_INIT, _SAMPLES, _VIEWS = 0, 1, 2
+
+
+def learning_rate(epoch: int, recipe: Train) -> float:
+    """Learning rate of one epoch: epoch 0 is constant and does not advance the cosine (CoOp's logs)."""
+    if epoch == 0:
+        return recipe.warmup_lr
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / recipe.epochs))
+
+
+def initial_ctx(recipe: Train, member: int, width: int) -> npt.NDArray[np.float32]:
+    """Initial context vectors [M, W] of one member, N(0, init_std^2)."""
+    rng = np.random.default_rng([recipe.seed, member, _INIT])
+    return rng.normal(0, recipe.init_std, (recipe.n_ctx, width)).astype(np.float32)
+
+
+def epoch_batches(n: int, recipe: Train, member: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Image indices of the epoch's batches [steps, B]: shuffled, the incomplete last batch dropped.
+
+    With fewer images than a batch holds, one batch of all (CoOp's loader).
+    """
+    order = np.random.default_rng([recipe.seed, member, _SAMPLES, epoch]).permutation(n)
+    size = min(recipe.batch_size, n)
+    return order[: n // size * size].reshape(-1, size)
+
+
+def view_orders(n: int, n_views: int, recipe: Train, member: int) -> npt.NDArray[np.int64]:
+    """The member's own order of views for each image [n, V]; epoch e uses column e modulo V."""
+    rng = np.random.default_rng([recipe.seed, member, _VIEWS])
+    return rng.permuted(np.tile(np.arange(n_views), (n, 1)), axis=1)
+
+
+class PromptLearner:
+    """The context vectors of some members and one SGD optimiser over them.
+
+    Args:
+        encoder: the frozen text tower of the target.
+        view_features: [n, V, D] normalised features of the selected images; V is 1 for clean crops.
+        pseudo_labels: [n] class of each image.
+        members: numbers of the members trained here; they seed everything random.
+        recipe: the training section of the configuration.
+        logit_scale: 1 / temperature of the target.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        view_features: Tensor,
+        pseudo_labels: Tensor,
+        members: Sequence[int],
+        recipe: Train,
+        logit_scale: float,
+    ) -> None:
+        self.encoder, self.recipe, self.logit_scale = encoder, recipe, logit_scale
+        self.members = tuple(members)
+        self.device = encoder.ids.device
+        self.view_features, self.pseudo_labels = view_features.to(self.device), pseudo_labels.to(self.device)
+        n, n_views = view_features.shape[:2]
+        orders = np.stack([view_orders(n, n_views, recipe, m) for m in members])
+        self.view_orders = torch.from_numpy(orders).to(self.device)  # [G, n, V]
+        start = np.stack([initial_ctx(recipe, m, encoder.width) for m in members])
+        self.ctx = nn.Parameter(torch.from_numpy(start).to(self.device))  # [G, M, W] float32
+        self.optimizer = torch.optim.SGD(
+            [self.ctx], lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+
+    def train_epoch(self, epoch: int) -> list[float]:
+        """One pass over the images; returns the mean loss of each member [G]."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(epoch, self.recipe)
+        n, n_views = self.view_features.shape[:2]
+        batches = np.stack([epoch_batches(n, self.recipe, m, epoch) for m in self.members], axis=1)
+        views = self.view_orders[:, :, epoch % n_views]  # [G, n]
+        total = torch.zeros(len(self.members), device=self.device)
+        for batch in torch.from_numpy(batches).to(self.device):  # [G, B]
+            image_features = self.view_features[batch, views.gather(1, batch)].float()  # [G, B, D]
+            total += self.step(image_features, self.pseudo_labels[batch])
+        return (total / len(batches)).tolist()
+
+    def step(self, image_features: Tensor, labels: Tensor) -> Tensor:
+        """One SGD step on [G, B, D] features and [G, B] labels; returns each member's loss [G] before it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.losses(image_features, labels)
+        losses.sum().backward()
+        self.optimizer.step()
+        return losses.detach()
+
+    def losses(self, image_features: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over all classes, averaged over each member's batch [G]."""
+        text_features = self.encoder(self.ctx)  # [G, C, D]
+        logits = self.logit_scale * torch.einsum("gbd,gcd->gbc", image_features, text_features)
+        return (
+            nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            .view(labels.shape)
+            .mean(1)
+        )
+
+    @torch.inference_mode()
+    def text_features(self) -> Tensor:
+        """Class features of every member [G, C, D] float32, one member at a time to bound memory."""
+        return torch.cat([self.encoder(ctx[None]) for ctx in self.ctx])
+
+    def state(self, member: int) -> dict[str, Tensor]:
+        """What training of one member needs to go on: context and momentum, each [M, W]."""
+        g = self.members.index(member)
+        momentum: Any = self.optimizer.state[self.ctx].get("momentum_buffer")
+        momentum = torch.zeros_like(self.ctx) if momentum is None else momentum
+        return {"ctx": self.ctx.detach()[g].cpu().clone(), "momentum": momentum[g].cpu().clone()}
+
+    def load_states(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Take over contexts and momenta of all members, in the order of `members`."""
+        with torch.no_grad():
+            self.ctx.copy_(torch.stack([s["ctx"] for s in states]))
+        self.optimizer.state[self.ctx]["momentum_buffer"] = torch.stack([s["momentum"] for s in states]).to(self.device)

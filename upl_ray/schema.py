@@ -1,0 +1,56 @@
+"""Names and Arrow types of every table that steps exchange. `image_id` joins them; row order never means anything."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+# One shard of a corpus: what was found, and in which version of its file.
+LISTING = pa.schema([("image_id", pa.string()), ("version", pa.string())])
+
+# Zero-shot of one shard: the fused probabilities' argmax, and each labeler's own, in the manifest's order of labelers.
+PSEUDO_LABELS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("pseudo_label", pa.int32()),
+        ("confidence", pa.float32()),
+        ("backbone_labels", pa.list_(pa.int32())),
+        ("backbone_confidences", pa.list_(pa.float32())),
+    ]
+)
+
+# The top-K of every class, ordered by (pseudo_label, rank).
+SELECTION = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("pseudo_label", pa.int32()),
+        ("confidence", pa.float32()),
+        ("rank", pa.int32()),
+    ]
+)
+
+# What the exported ensemble says about one image.
+PREDICTIONS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("label", pa.int32()),
+        ("classname", pa.string()),
+        ("confidence", pa.float32()),
+        ("member_labels", pa.list_(pa.int32())),  # argmax of each member; their agreement needs no true labels
+    ]
+)
+
+# Images that could not be read, and why.
+REJECTED = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
+
+# Loss of each member after each epoch.
+HISTORY = pa.schema([("member", pa.int32()), ("epoch", pa.int32()), ("lr", pa.float32()), ("loss", pa.float32())])
+
+
+def features(dim: int) -> pa.Schema:
+    """L2-normalised image features of one backbone, [dim] half-precision numbers an image."""
+    return pa.schema([("image_id", pa.string()), ("image_features", pa.list_(pa.float16(), dim))])
+
+
+def views(n_views: int, dim: int) -> pa.Schema:
+    """Features of the augmented views of one selected image, [n_views * dim] row-major."""
+    return pa.schema([("image_id", pa.string()), ("view_features", pa.list_(pa.float16(), n_views * dim))])

@@ -1,0 +1,58 @@
+"""The results of a run as a table that a person reads on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+NAMES = {"upl*": "UPL*", "upl": "UPL"}
+
+
+def results_table(summary: dict[str, Any]) -> str:
+    """Zero-shot, pseudo-labels and learned prompts of every variant, one line each; accuracies where labels exist."""
+    variants: dict[str, Any] = summary["scores"]
+    parts = list(next(iter(variants.values()))["predictions"])
+    lines = [_row("", *(f"on {p}" for p in parts))]
+    widest = max(variants.values(), key=lambda s: len(s["labelers"]))  # its labelers include every other variant's
+    accuracies = [widest["zero_shot"][p]["accuracy"] or {} for p in parts]
+    for name in widest["labelers"]:
+        lines.append(_row(f"zero-shot, {name}", *(_percent(a.get(name)) for a in accuracies)))
+    if len(widest["labelers"]) > 1:
+        lines.append(_row("zero-shot, all fused", *(_percent(a.get("fused")) for a in accuracies)))
+    for variant, scores in variants.items():
+        accuracies = [scores["predictions"][p]["accuracy"] or {} for p in parts]
+        members = [[a[m] for m in sorted(a) if m != "ensemble"] for a in accuracies]
+        lines.append(_row(f"{NAMES[variant]}, members", *(_spread(m) for m in members)))
+        lines.append(_row(f"{NAMES[variant]}, ensemble", *(_percent(a.get("ensemble")) for a in accuracies)))
+    lines += ["", _row("pseudo-labels", "precision", "images", "fewest/class", "most/class", "starved")]
+    for variant, scores in variants.items():
+        chosen, threshold = scores["selection"], scores["zero_shot"]["corpus"]["threshold"]
+        lines.append(_labels_row(f"{NAMES[variant]}, top-K", chosen["precision"], chosen["images_per_class"]))
+        title = f"{NAMES[variant]}, confidence >= {threshold['confidence']}"
+        lines.append(_labels_row(title, threshold["precision"], threshold["images_per_class"]))
+    for variant, scores in variants.items():
+        each = next(scores["predictions"][p]["accuracy"] or {} for p in parts[-1:])
+        values = " ".join(f"{100 * each[m]:.1f}" for m in sorted(each) if m != "ensemble")
+        if values:
+            lines += ["", f"{NAMES[variant]}, each member on {parts[-1]} [%]: {values}"]
+    return "\n".join(lines)
+
+
+def _row(title: str, *cells: str) -> str:
+    return f"{title:<32}" + "".join(f"{c:>22}" if len(cells) < 4 else f"{c:>14}" for c in cells)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+    return f"{100 * np.mean(values):.2f} % ({100 * min(values):.1f}-{100 * max(values):.1f})"
+
+
+def _labels_row(title: str, precision: float | None, counts: list[int]) -> str:
+    starved = sum(1 for c in counts if c == 0)
+    return _row(title, _percent(precision), str(sum(counts)), str(min(counts)), str(max(counts)), str(starved))

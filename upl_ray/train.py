@@ -1,0 +1,288 @@
+"""Ensemble members as concurrent trials of Ray Tune; a trial is a group of members trained as one batch.
+
+A trial trains in its own process. With `compute.workers_per_trial` above 1 it starts a Ray Train `TorchTrainer` whose
+workers share the trial's members. One worker does without: starting Ray Train inside a trial takes longer than the
+whole training of the demo (README, "Ray Train").
+
+Every member keeps its own checkpoint in storage, so a resumed run may group the members differently.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+import safetensors.torch
+import torch
+from ray import tune
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from upl_ray import prompt_learner, schema
+from upl_ray.artifacts import Artifact, Store, fingerprint
+from upl_ray.clip_model import ClipModel
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Compute, Train
+from upl_ray.progress import Progress
+from upl_ray.prompt_learner import PromptLearner, learning_rate
+from upl_ray.text_encoder import TextEncoder
+from upl_ray.views import read_views
+
+log = logging.getLogger(__name__)
+
+REPORT_INTERVAL_S = 1.0  # between two reports of a trial to Tune, each of which waits for the driver
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every trial of one step needs."""
+
+    artifact: Artifact
+    selection: Artifact
+    views: Artifact
+    spec: ClipSpec
+    classnames: tuple[str, ...]
+    recipe: Train
+    compute: Compute
+
+
+def member_artifact(
+    store: Store, views: Artifact, spec: ClipSpec, classnames: tuple[str, ...], recipe: Train
+) -> Artifact:
+    """Where members lie. Their number is no part of it: 32 members include the 16 that were trained before."""
+    fields = ("n_ctx", "epochs", "batch_size", "lr", "warmup_lr", "momentum", "weight_decay", "init_std", "seed")
+    identity = {
+        "version": prompt_learner.VERSION,
+        "views": views.fingerprint,
+        "clip": spec.identity(),
+        "classnames": list(classnames),
+        "recipe": {f: getattr(recipe, f) for f in fields},
+    }
+    return Artifact(store, "members", fingerprint(identity))
+
+
+def member_file(member: int) -> str:
+    """File name of a finished member in the artifact."""
+    return f"prompts/member-{member:02d}.safetensors"
+
+
+def unfinished_members(artifact: Artifact, recipe: Train) -> list[int]:
+    """The members that have no finished prompt in storage."""
+    names = {f"prompts/{n}" for n in artifact.store.names(artifact.name("prompts"))}
+    return [m for m in range(recipe.members) if member_file(m) not in names]
+
+
+def plan_trials(
+    members: Sequence[int], cluster: dict[str, float], compute: Compute
+) -> tuple[list[list[int]], dict[str, float]]:
+    """Split the members into as many groups as can run at once, and say what one worker of a group takes."""
+    gpus_each = compute.gpus_per_trial
+    if gpus_each is None:
+        gpus_each = 1.0 if cluster.get("GPU", 0) >= 1 else 0.0
+    slots = cluster.get("GPU", 0) / gpus_each if gpus_each else cluster.get("CPU", 1)
+    trials = compute.trials or max(1, int(slots) // compute.workers_per_trial)
+    trials = min(trials, len(members))
+    groups = [list(members[i::trials]) for i in range(trials)]
+    return groups, {"CPU": 1.0, "GPU": gpus_each} if gpus_each else {"CPU": 1.0}
+
+
+def train_members(task: Task) -> Artifact:
+    """Train the members that are missing in storage.
+
+    Raises:
+        RuntimeError: a trial failed three times; finished members and checkpoints stay, a new run goes on from them.
+    """
+    artifact, recipe, compute = task.artifact, task.recipe, task.compute
+    todo = unfinished_members(artifact, recipe)
+    if todo:
+        groups, resources = plan_trials(todo, ray.cluster_resources(), compute)
+        log.info("%-12s %d members in %d concurrent trial(s) of %d", "training", len(todo), len(groups), len(groups[0]))
+        _run_trials(task, groups, resources)
+    missing = unfinished_members(artifact, recipe)
+    if missing:
+        raise RuntimeError(f"Members {missing} are not finished; run the job again to go on from their checkpoints.")
+    _write_history(artifact, recipe)
+    return artifact
+
+
+def _run_trials(task: Task, groups: list[list[int]], resources: dict[str, float]) -> None:
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output prints tables even when verbose is 0
+    own = {"cpu": 0.01} if task.compute.workers_per_trial > 1 else {k.lower(): v for k, v in resources.items()}
+    progress = TrialProgress(task.recipe.epochs, sum(map(len, groups)))
+    tuner = tune.Tuner(
+        tune.with_resources(partial(run_trial, task), own),
+        param_space={"members": tune.grid_search(groups)},
+        tune_config=tune.TuneConfig(max_concurrent_trials=len(groups)),
+        run_config=tune.RunConfig(
+            name=f"run-{uuid.uuid4().hex[:8]}",
+            storage_path=task.artifact.store.join(task.artifact.name("trials")),
+            failure_config=tune.FailureConfig(max_failures=2),
+            callbacks=[progress],
+            verbose=0,
+        ),
+    )
+    results = tuner.fit()
+    progress.progress.finish()
+    if results.errors:
+        raise RuntimeError(f"{len(results.errors)} of {len(groups)} trials failed; the first: {results.errors[0]}")
+
+
+class TrialProgress(tune.Callback):
+    """Counts finished epochs of all members on the driver."""
+
+    def __init__(self, epochs: int, members: int) -> None:
+        self.progress = Progress("training", epochs * members, "epochs")
+        self.seen: dict[str, int] = {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Called by Tune with each report of a trial."""
+        done = result["member_epochs"]
+        self.progress.advance(max(0, done - self.seen.get(trial.trial_id, 0)))
+        self.seen[trial.trial_id] = max(done, self.seen.get(trial.trial_id, 0))
+
+
+def run_trial(task: Task, config: dict[str, Any]) -> None:
+    """Body of one Tune trial: train `config["members"]` here, or share them among Ray Train workers."""
+    if task.compute.workers_per_trial == 1:
+        train_group(task, config["members"], tune.report)
+        return
+    _, resources = plan_trials(config["members"], ray.cluster_resources(), task.compute)
+    trainer = TorchTrainer(
+        partial(train_worker, task),
+        train_loop_config={"members": config["members"]},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=task.compute.workers_per_trial, use_gpu="GPU" in resources, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"train-{tune.get_context().get_trial_id()}-{uuid.uuid4().hex[:8]}",
+            storage_path=task.artifact.store.join(task.artifact.name("trials")),
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Ray documents exactly this use
+        ),
+    )
+    trainer.fit()
+
+
+def train_worker(task: Task, config: dict[str, Any]) -> None:
+    """Body of one Ray Train worker: every n-th member of the trial.
+
+    Workers never wait for each other, so each reports once, at the end, when all of its members are in storage.
+    """
+    context = ray.train.get_context()
+    mine = config["members"][context.get_world_rank() :: context.get_world_size()]
+    train_group(task, mine, lambda metrics: None)
+    ray.train.report({"member_epochs": task.recipe.epochs * len(config["members"])})
+
+
+def train_group(task: Task, members: list[int], report: Report) -> None:
+    """Train some members as one batch from their last checkpoints, and write each to storage."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)  # the same sums in the same order, however many cores the machine has
+    clip = ClipModel(task.spec, precision="fp32")
+    encoder = TextEncoder(clip, task.classnames, task.recipe.n_ctx)
+    features, labels = read_views(task.views, task.selection)
+    checkpoints = {m: read_checkpoint(task.artifact, m) for m in members}
+    done = 0
+    by_epoch = sorted(members, key=lambda m: (checkpoints[m].epoch, m))
+    for start, same in itertools.groupby(by_epoch, key=lambda m: checkpoints[m].epoch):
+        group = list(same)
+        learner = PromptLearner(encoder, features, labels, group, task.recipe, clip.logit_scale)
+        if start:
+            learner.load_states([checkpoints[m].state for m in group])
+        losses = [list(checkpoints[m].losses) for m in group]
+        done = _train_epochs(task, learner, start, losses, done, report)
+
+
+def _train_epochs(
+    task: Task, learner: PromptLearner, start: int, losses: list[list[float]], done: int, report: Report
+) -> int:
+    recipe, last_report = task.recipe, time.monotonic()
+    done += start * len(learner.members)
+    for epoch in range(start, recipe.epochs):
+        for history, loss in zip(losses, learner.train_epoch(epoch), strict=True):
+            history.append(loss)
+        done += len(learner.members)
+        last = epoch + 1 == recipe.epochs
+        if last:
+            _write_members(task, learner, losses)
+        elif (epoch + 1) % recipe.checkpoint_every == 0:
+            _write_checkpoints(task.artifact, learner, epoch + 1, losses)
+        if last or time.monotonic() - last_report >= REPORT_INTERVAL_S:
+            last_report = time.monotonic()
+            report({"epoch": epoch + 1, "member_epochs": done, "loss": sum(h[-1] for h in losses) / len(losses)})
+    return done
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the training of one member stands."""
+
+    epoch: int  # the next epoch to train
+    state: dict[str, torch.Tensor]
+    losses: list[float]
+
+
+def read_checkpoint(artifact: Artifact, member: int) -> Checkpoint:
+    """The last checkpoint of a member, or epoch 0."""
+    try:
+        data = artifact.store.read(artifact.name(f"checkpoints/member-{member:02d}.safetensors"))
+    except FileNotFoundError:
+        return Checkpoint(0, {}, [])
+    tensors = safetensors.torch.load(data)
+    losses = tensors.pop("losses").tolist()
+    return Checkpoint(len(losses), tensors, losses)
+
+
+def _write_checkpoints(artifact: Artifact, learner: PromptLearner, epoch: int, losses: list[list[float]]) -> None:
+    for member, history in zip(learner.members, losses, strict=True):
+        assert len(history) == epoch
+        tensors = {**learner.state(member), "losses": torch.tensor(history, dtype=torch.float64)}
+        artifact.store.write(
+            artifact.name(f"checkpoints/member-{member:02d}.safetensors"), safetensors.torch.save(tensors)
+        )
+
+
+def _write_members(task: Task, learner: PromptLearner, losses: list[list[float]]) -> None:
+    text_features = learner.text_features().cpu()  # [G, C, D]
+    about = {
+        "classnames": task.classnames,
+        "weights_sha256": task.spec.weights_sha256,
+        "recipe": task.recipe.model_dump(),
+    }
+    for g, member in enumerate(learner.members):
+        tensors = {
+            "ctx": learner.state(member)["ctx"],
+            "text_features": text_features[g].contiguous(),
+            "losses": torch.tensor(losses[g], dtype=torch.float64),
+            "logit_scale": torch.tensor(learner.logit_scale),
+        }
+        data = safetensors.torch.save(tensors, {"upl_ray": json.dumps({**about, "member": member})})
+        task.artifact.store.write(task.artifact.name(member_file(member)), data)
+
+
+def read_members(artifact: Artifact, recipe: Train) -> list[dict[str, torch.Tensor]]:
+    """ctx [M, W], text_features [C, D], losses [epochs] and logit_scale of each member; a missing one is an error."""
+    return [safetensors.torch.load(artifact.store.read(artifact.name(member_file(m)))) for m in range(recipe.members)]
+
+
+def _write_history(artifact: Artifact, recipe: Train) -> None:
+    rows = [
+        {"member": m, "epoch": e, "lr": learning_rate(e, recipe), "loss": loss}
+        for m, tensors in enumerate(read_members(artifact, recipe))
+        for e, loss in enumerate(tensors["losses"].tolist())
+    ]
+    artifact.store.write_table(artifact.name("history.parquet"), pa.Table.from_pylist(rows, schema=schema.HISTORY))
+    artifact.finish(members=recipe.members, epochs=recipe.epochs)

@@ -1,0 +1,43 @@
+"""Zero-shot and ensemble classification on normalised features (paper, equations 1 and 2); pure torch.
+
+Shapes: N images, C classes, D feature width, S ensemble members.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def fill_template(template: str, classnames: tuple[str, ...]) -> list[str]:
+    """One prompt a class [C]: the template with the class name in place of `{}`."""
+    return [template.format(name) for name in classnames]
+
+
+def probabilities(image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
+    """Softmax over classes of the scaled cosine similarity, [N, D] x [C, D] -> [N, C] float32.
+
+    Both inputs are L2-normalised; `logit_scale` is 1 / temperature, as CLIP has learned it (its exponential).
+    """
+    return (logit_scale * image_features.float() @ text_features.float().T).softmax(dim=-1)
+
+
+def ensemble_probabilities(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: float,
+    average: Literal["probabilities", "logits"] = "probabilities",
+) -> Tensor:
+    """Class probabilities of an ensemble of prompts, [N, D] x [S, C, D] -> [N, C] float32.
+
+    `probabilities` averages the members' softmax outputs (the paper); `logits` averages before one softmax, which the
+    authors' code does and which equals one classifier with the mean of the members' text features.
+    """
+    s, c, d = text_features.shape
+    logits = logit_scale * image_features.float() @ text_features.float().reshape(s * c, d).T  # [N, S * C]
+    logits = logits.reshape(-1, s, c)  # [N, S, C]
+    if average == "logits":
+        return logits.mean(dim=1).softmax(dim=-1)
+    return torch.softmax(logits, dim=-1).mean(dim=1)
