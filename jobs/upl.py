@@ -18,14 +18,14 @@ def main() -> int:
     try:
         config = load_config(sys.argv[1:], default=Path(__file__).parent / "demo.yaml")
         from upl_ray.pipeline import run  # torch and Ray take seconds to import; a wrong field is told before
-        from upl_ray.tables import results_table
+        from upl_ray.summary import headline, results_table
 
         summary = run(config)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(results_table(summary))
-    print(json.dumps(summary))
+    print(json.dumps(headline(summary)))
     return 0
 
 

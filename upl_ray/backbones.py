@@ -74,7 +74,7 @@ def _named_weights(backbone: Backbone) -> tuple[str, Path, dict[str, Any], dict[
         raise ConfigError(
             f"The weights {model}/{pretrained} cannot be downloaded ({reason}); check the network or give a file."
         ) from None
-    return model, Path(weights), model_cfg, {"quick_gelu": False, **tag_cfg}
+    return model, Path(weights), model_cfg, tag_cfg
 
 
 def resolve(backbone: Backbone) -> ClipSpec:
@@ -112,22 +112,17 @@ def _quick_gelu(backbone: Backbone, model_cfg: dict[str, Any], published: dict[s
     The order of trust: the configuration, the pretrained tag, OpenAI's published checksums, the model's own entry.
     """
     configured = bool(model_cfg.get("quick_gelu", False))
+    needed = bool(published.get("quick_gelu")) or digest in openai_checksums()
     if backbone.quick_gelu is not None:
+        if needed and not backbone.quick_gelu:
+            raise ConfigError(
+                f"The weights {backbone.pretrained!r} of {backbone.model} were trained with QuickGELU, but "
+                f"quick_gelu is false; leave it out."
+            )
         return backbone.quick_gelu
-    if "quick_gelu" in published:
-        needed = bool(published["quick_gelu"])
-    elif digest in openai_checksums():
-        needed = True
-    else:
-        return configured
-    if configured and not needed:
-        raise ConfigError(
-            f"{backbone.model} has QuickGELU but the weights {backbone.pretrained!r} were trained without; "
-            f"use the model name without `-quickgelu`."
-        )
     if needed and not configured:
-        log.info("%s: QuickGELU switched on, as the weights %s need it", backbone.name, backbone.pretrained)
-    return needed
+        log.info("%s: QuickGELU switched on, as the weights %s need it", backbone.label, backbone.pretrained)
+    return needed or configured
 
 
 @lru_cache

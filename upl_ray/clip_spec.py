@@ -28,7 +28,7 @@ class ClipSpec:
     @property
     def name(self) -> str:
         """The backbone's name in files and tables."""
-        return self.backbone.name
+        return self.backbone.label
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides about features, for fingerprints; where the weights lie is not part of it."""

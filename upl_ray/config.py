@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,7 +40,7 @@ def sentence(error: ValidationError, prefix: str = "") -> str:
 class Section(BaseModel):
     """Base of every part of the configuration: frozen, and unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -55,21 +56,25 @@ class Backbone(Section):
         description="open_clip model name (`RN50`, `ViT-B-16`), `hf-hub:org/repo`, `local-dir:/folder`, or `demo:NAME`."
     )
     pretrained: str | None = Field(None, description="Pretrained tag (`openai`, `laion2b_s34b_b79k`) or weights file.")
-    name: str = Field("", description="Short unique name in files and tables; made from model and pretrained.")
+    name: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="Short unique name in files and tables; empty: made from model and pretrained.",
+    )
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="Arithmetic of the frozen image encoder.")
     quick_gelu: bool | None = Field(
         None, description="Force QuickGELU on or off; None follows the pretrained tag or the weights' SHA-256."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_name(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("model") and not data.get("name"):
-            text = f"{data['model'].rsplit('/', 1)[-1].rsplit(':', 1)[-1]}"
-            if data.get("pretrained"):
-                text += f"-{Path(data['pretrained']).stem}"
-            data = {**data, "name": re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-")}
-        return data
+    @property
+    def label(self) -> str:
+        """The name, or one made from model and pretrained: `RN50-openai`."""
+        if self.name:
+            return self.name
+        text = self.model.rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+        if self.pretrained:
+            text += f"-{Path(self.pretrained).stem}"
+        return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-")
 
 
 # The paper's eight labelers (section 4.1); its target model is RN50.
@@ -82,10 +87,14 @@ def expand_backbones(value: Any) -> Any:
         value = [f"{m}/openai" for m in UPL_STAR]
     if isinstance(value, str):
         value = [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError("it should be `upl-star` or a list of models such as [RN50/openai, ViT-B-16/openai]")
     expanded: list[Any] = []
     for item in value:
-        if not isinstance(item, str):
+        if isinstance(item, dict | Backbone):
             expanded.append(item)
+        elif not isinstance(item, str):
+            raise ValueError(f"{item!r} is no model; write for example RN50/openai, or fields under `model:`")
         elif item == "upl-star":
             expanded += expand_backbones(item)
         elif ":" in item:  # hf-hub:org/repo, local-dir:/a/b, demo:name carry no tag
@@ -99,7 +108,9 @@ def expand_backbones(value: Any) -> Any:
 class Source(Section):
     """Where images lie."""
 
-    uri: str = Field(description="Folder or prefix of images, nested: a path, `s3://bucket/prefix`, `demo:digits/...`.")
+    uri: str = Field(
+        "", description="Folder or prefix of images, nested: a path, `s3://bucket/prefix`, `demo:digits/...`."
+    )
     labels: Literal["none", "folders"] = Field(
         "none", description="True labels, used to score and for nothing else: none, or the first sub-folder's name."
     )
@@ -178,6 +189,16 @@ class Compute(Section):
     )
 
 
+def expand_classnames(value: Any) -> Any:
+    """Numbers that YAML has read become names again; what it has read as true or false cannot."""
+    if not isinstance(value, list | tuple):
+        return value
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, str | int | float):
+            raise ValueError(f"the class name {item!r} is no text; put it in quotes")
+    return tuple(str(item) for item in value)
+
+
 Backbones = Annotated[tuple[Backbone, ...], BeforeValidator(expand_backbones)]
 
 
@@ -185,15 +206,17 @@ class Config(Section):
     """Unsupervised Prompt Learning for CLIP on Ray: images without labels in, a better classifier out."""
 
     corpus: Source = Field(description="The unlabeled images.")
-    scored: Source | None = Field(None, description="Held-out images with labels; scored, never learned from.")
-    classnames: str | tuple[str, ...] = Field(
+    scored: Source = Field(
+        Source(), description="Held-out images with labels; scored, never learned from. May be empty."
+    )
+    classnames: Annotated[str | tuple[str, ...], BeforeValidator(expand_classnames)] = Field(
         description="Text file with one class name a line, a list, or `folders`: the sub-folder names of the corpus."
     )
     template: str = Field("a photo of a {}.", description="Zero-shot prompt; `{}` is the class name. Paper: one only.")
     backbones: Backbones = Field(
         description="Labelers; `upl-star` is the paper's eight. One is UPL, several are UPL*. Items: `RN50/openai`, ..."
     )
-    target: str = Field("", description="Name of the backbone that prompts are learned for; default: the first.")
+    target: str = Field("", description="Name of the backbone that prompts are learned for; empty: the first.")
     variants: tuple[Literal["upl*", "upl"], ...] = Field(
         ("upl*",),
         description="upl*: pseudo-labels of all backbones fused; upl: of the target alone. First is exported.",
@@ -217,31 +240,24 @@ class Config(Section):
             raise ValueError("name one or both of upl* and upl, each once")
         return value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _default_target(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("backbones") and not data.get("target"):
-            first = expand_backbones(data["backbones"])[0]
-            first = first if isinstance(first, Backbone) else Backbone(**first)
-            data = {**data, "target": first.name}
-        return data
-
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        names = [b.name for b in self.backbones]
+        if not self.corpus.uri:
+            raise ValueError("corpus.uri is empty; name the folder or prefix of the unlabeled images")
+        names = [b.label for b in self.backbones]
         doubled = sorted({n for n in names if names.count(n) > 1})
         if not names:
             raise ValueError("backbones is empty; name at least one model, for example RN50/openai")
         if doubled:
             raise ValueError(f"two backbones are called {doubled[0]!r}; give one of them another `name`")
-        if self.target not in names:
+        if self.target and self.target not in names:
             raise ValueError(f"target {self.target!r} is none of the backbones {names}; name one of them")
         return self
 
     @property
     def target_backbone(self) -> Backbone:
         """The backbone that prompts are learned for and that classifies."""
-        return next(b for b in self.backbones if b.name == self.target)
+        return next(b for b in self.backbones if self.target in ("", b.label))
 
     def labelers(self, variant: str) -> tuple[Backbone, ...]:
         """The backbones whose fused probabilities label the corpus: all for `upl*`, the target alone for `upl`."""
@@ -262,7 +278,7 @@ def load_config(args: list[str], default: Path) -> Config:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) or not all(isinstance(k, str) for k in _keys(data)):
         raise ConfigError(f"{path} holds no `field: value` pairs; start from {default}.")
     try:
         config = Config.model_validate(data)
@@ -271,23 +287,9 @@ def load_config(args: list[str], default: Path) -> Config:
     return tyro.cli(Config, default=config, args=rest, prog=f"{Path(sys.argv[0]).name} {path}")
 
 
-def clean_classname(name: str) -> str:
-    """The class name as a prompt has it: `_` becomes a space (CoOp)."""
-    return " ".join(name.replace("_", " ").split())
-
-
-def check_classnames(names: list[str]) -> tuple[str, ...]:
-    """Cleaned names, in the given order.
-
-    Raises:
-        ConfigError: fewer than two names, an empty name, or one that stands twice.
-    """
-    cleaned = [clean_classname(n) for n in names]
-    if "" in cleaned:
-        raise ConfigError(f"Class name {cleaned.index('') + 1} of {len(names)} is empty; remove the line or name it.")
-    doubled = sorted({n for n in cleaned if cleaned.count(n) > 1})
-    if doubled:
-        raise ConfigError(f"The class name {doubled[0]!r} stands more than once; keep one of them.")
-    if len(cleaned) < 2:
-        raise ConfigError(f"There are {len(cleaned)} class names; a classifier needs at least 2.")
-    return tuple(cleaned)
+def _keys(data: Any) -> Iterator[Any]:
+    """All keys of nested mappings."""
+    for value in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        yield from _keys(value)
+    if isinstance(data, dict):
+        yield from data

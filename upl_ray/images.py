@@ -22,9 +22,21 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 178_956_970  # twice PIL's warning limit: the size at which PIL itself refuses, as a decompression bomb
 CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop: torchvision's default, which CoOp uses
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # not PIL's others, some of which run programs
 # What PIL's decoders raise on files that are damaged, truncated or no images at all.
 DECODE_ERRORS = (
-    *(OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError, AttributeError, MemoryError),
+    *(
+        OSError,
+        ValueError,
+        SyntaxError,
+        ArithmeticError,
+        LookupError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        MemoryError,
+        RuntimeError,
+    ),
     *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 
@@ -64,7 +76,7 @@ def decode(data: bytes) -> Image.Image:
     if not data:
         raise Rejected("empty file")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise Rejected(f"more than {MAX_PIXELS} pixels") from None
     except DECODE_ERRORS as error:
@@ -103,6 +115,8 @@ def center_crop(image: Image.Image, geometry: Geometry) -> Crop:
         else:  # open_clip resizes non-square targets bicubically, whatever the configuration says
             image = _crop(_resize_ratio(image, min(ratios), Image.Resampling.BICUBIC), size)
         return np.asarray(image.convert("RGB"))
+    except Rejected:
+        raise
     except DECODE_ERRORS as error:
         raise Rejected(f"unsupported mode {image.mode}: {_first_line(error)}") from None
 
@@ -111,12 +125,18 @@ def _resize_short_side(image: Image.Image, size: int, resample: Image.Resampling
     w, h = image.size
     short, long = min(w, h), max(w, h)
     scaled = int(size * long / short)  # torchvision truncates
-    return image.resize((size, scaled) if w <= h else (scaled, size), resample)
+    return _resize(image, (size, scaled) if w <= h else (scaled, size), resample)
 
 
 def _resize_ratio(image: Image.Image, ratio: float, resample: Image.Resampling) -> Image.Image:
     w, h = image.size
-    return image.resize((round(w / ratio), round(h / ratio)), resample)
+    return _resize(image, (round(w / ratio), round(h / ratio)), resample)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    if size[0] * size[1] > MAX_PIXELS:  # a strip of 20,000 x 1 pixels would become 4 GB before it is cropped
+        raise Rejected(f"its aspect ratio is too long: {image.width} x {image.height} pixels")
+    return image.resize(size, resample)
 
 
 def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:

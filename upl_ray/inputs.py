@@ -8,8 +8,9 @@ from pathlib import Path
 
 from upl_ray.artifacts import Store
 from upl_ray.backbones import load_tokenizer, resolve
+from upl_ray.classnames import check_classnames
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Config, ConfigError, check_classnames
+from upl_ray.config import Config, ConfigError
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.text_encoder import prompt_tokens
 
@@ -35,11 +36,11 @@ class Inputs:
     @property
     def target(self) -> ClipSpec:
         """The model that prompts are learned for."""
-        return self.specs[self.config.target]
+        return self.specs[self.config.target_backbone.label]
 
     def labelers(self, variant: str) -> list[ClipSpec]:
         """The labelers of a variant."""
-        return [self.specs[b.name] for b in self.config.labelers(variant)]
+        return [self.specs[b.label] for b in self.config.labelers(variant)]
 
 
 def prepare(config: Config) -> Inputs:
@@ -56,10 +57,12 @@ def prepare(config: Config) -> Inputs:
             f"storage_path {config.storage_path!r} cannot be written ({error}); check it and its access."
         ) from None
     corpus = list_corpus(store, config.corpus, config.compute.shard_size)
-    scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored else None
+    scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored.uri else None
     classnames = read_classnames(config, corpus)
-    specs = {b.name: resolve(b) for b in config.backbones}
-    prompt_tokens(load_tokenizer(specs[config.target].source), classnames, config.train.n_ctx)  # names must fit
+    specs = {b.label: resolve(b) for b in config.backbones}
+    prompt_tokens(
+        load_tokenizer(specs[config.target_backbone.label].source), classnames, config.train.n_ctx
+    )  # names must fit
     log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
     return Inputs(config, store, classnames, corpus, scored, specs)
 
@@ -78,7 +81,7 @@ def read_classnames(config: Config, corpus: Corpus) -> tuple[str, ...]:
         return check_classnames(sorted({i.split("/", 1)[0] for i in ids if "/" in i}))
     try:
         folder, _, name = given.rpartition("/")
-        text = Store(folder or ".").read(name).decode()
+        text = (Store(folder).read(name) if "://" in given else Path(given).read_bytes()).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"classnames {given!r} cannot be read ({error}); give a text file, a list or `folders`."

@@ -102,6 +102,9 @@ def predict(corpora: list[Corpus], classifier: Artifact, spec: ClipSpec, compute
     _each_shard("predictions", corpora, artifact, lambda shard: predict_shard(shard, features, classifier.uri), compute)
     commits = artifact.read_commits(s.state for s in corpora[0].shards)
     parts = [p for c in commits for p in c["parts"]]
+    rejected = rejected_images(features, corpora[0].shards)
+    rows = [{"image_id": i, "reason": r} for i, r in sorted(rejected.items())]
+    store.write_table(artifact.name("rejected.parquet"), pa.Table.from_pylist(rows, schema=schema.REJECTED))
     artifact.finish(classifier=classifier.folder, images=sum(c["rows"] for c in commits), parts=parts)
     return artifact
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from upl_ray.classnames import clean_classname
+
 Labels = npt.NDArray[np.integer[Any]]
 UNLABELED = -1  # an image whose folder is no class name; it is not scored
 
@@ -41,5 +43,5 @@ def imbalance(counts: list[int]) -> float:
 def folder_labels(image_ids: list[str], classnames: tuple[str, ...]) -> Labels:
     """True class index of each image from the first folder of its id; UNLABELED where that is no class name."""
     index = {name: i for i, name in enumerate(classnames)}
-    folders = (" ".join(i.split("/", 1)[0].replace("_", " ").split()) if "/" in i else "" for i in image_ids)
+    folders = (clean_classname(i.split("/", 1)[0]) if "/" in i else "" for i in image_ids)
     return np.array([index.get(f, UNLABELED) for f in folders], np.int64)

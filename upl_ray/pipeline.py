@@ -16,6 +16,7 @@ import torch
 
 from upl_ray import label, pseudo_labels, score, train
 from upl_ray.artifacts import IO_THREADS, Artifact, fingerprint
+from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Config
 from upl_ray.corpus import Corpus
 from upl_ray.embed import embed
@@ -23,6 +24,7 @@ from upl_ray.encode_text import encode_classnames
 from upl_ray.ensemble import FILE, ensemble_bytes
 from upl_ray.features import feature_artifact, is_embedded, rejected_images
 from upl_ray.inputs import Inputs, prepare
+from upl_ray.members import member_artifact, read_members, unfinished_members
 from upl_ray.progress import duration
 from upl_ray.text_features import text_artifact
 from upl_ray.views import make_views, view_artifact
@@ -48,15 +50,16 @@ def run(config: Config) -> dict[str, Any]:
     variants: dict[str, dict[str, Artifact]] = {v: _learn(inputs, v, before) for v in config.variants}
     scores = _score(inputs, variants)
     first = variants[config.variants[0]]
-    rejected = {**_rejected(inputs, inputs.corpus), **(_rejected(inputs, inputs.scored) if inputs.scored else {})}
     summary = {
         "status": "done" if before.any else "already done",
         "seconds": round(time.monotonic() - started, 1),
         "storage": inputs.store.uri,
         "classifier": first["classifier"].uri,
+        "classifiers": {v: made["classifier"].uri for v, made in variants.items()},
         "predictions": first["predictions"].uri,
+        "target": inputs.target.name,
         "images": inputs.corpus.images,
-        "rejected": len(rejected),
+        "rejected": len(_rejected(inputs, inputs.corpus)),
         "starved_classes": scores[config.variants[0]]["selection"]["starved"],
         "scores": scores,
     }
@@ -122,6 +125,7 @@ def _learn(inputs: Inputs, variant: str, work: _Work) -> dict[str, Artifact]:
     config, compute = inputs.config, inputs.config.compute
     classnames, template = inputs.classnames, inputs.config.template
     labelers = inputs.labelers(variant)
+    log.info("%-12s %s: labeled by %s, learned for %s", "variant", variant, _names(labelers), inputs.target.name)
     texts = [text_artifact(inputs.store, s, classnames, template) for s in labelers]
     pseudo = label.pseudo_label_artifact(inputs.store, labelers, classnames, template)
     if any(t.manifest() is None for t in texts):
@@ -135,8 +139,8 @@ def _learn(inputs: Inputs, variant: str, work: _Work) -> dict[str, Artifact]:
     if views.manifest() is None:
         work.start(config)
         make_views(inputs.corpus, selection, inputs.target, config.train, compute)
-    members = train.member_artifact(inputs.store, views, inputs.target, classnames, config.train)
-    if train.unfinished_members(members, config.train):
+    members = member_artifact(inputs.store, views, inputs.target, classnames, config.train)
+    if unfinished_members(members, config.train):
         work.start(config)
         train.train_members(train.Task(members, selection, views, inputs.target, classnames, config.train, compute))
     else:
@@ -154,6 +158,10 @@ def _learn(inputs: Inputs, variant: str, work: _Work) -> dict[str, Artifact]:
         "classifier": classifier,
         "predictions": predictions,
     }
+
+
+def _names(specs: list[ClipSpec]) -> str:
+    return ", ".join(s.name for s in specs)
 
 
 def _select(inputs: Inputs, pseudo: Artifact) -> Artifact:
@@ -189,7 +197,7 @@ def _export(inputs: Inputs, variant: str, members: Artifact) -> Artifact:
     }
     artifact = Artifact(inputs.store, "classifier", fingerprint(identity))
     if artifact.manifest() is None:
-        tensors = train.read_members(members, recipe)
+        tensors = read_members(members, recipe)
         data = ensemble_bytes(
             inputs.target,
             torch.stack([t["text_features"] for t in tensors]),
@@ -209,7 +217,7 @@ def _score(inputs: Inputs, variants: dict[str, dict[str, Artifact]]) -> dict[str
     """Scores of each variant; nothing in here flows back into a step."""
     config = inputs.config
     sources = {"corpus": (inputs.corpus, config.corpus.labels)}
-    if inputs.scored and config.scored:
+    if inputs.scored:
         sources["scored"] = (inputs.scored, config.scored.labels)
     scores: dict[str, Any] = {}
     for variant, made in variants.items():

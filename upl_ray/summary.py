@@ -1,4 +1,4 @@
-"""The results of a run as a table that a person reads on a terminal."""
+"""The results of a run: a table that a person reads on a terminal, and one line that a program reads."""
 
 from __future__ import annotations
 
@@ -37,6 +37,19 @@ def results_table(summary: dict[str, Any]) -> str:
         if values:
             lines += ["", f"{NAMES[variant]}, each member on {parts[-1]} [%]: {values}"]
     return "\n".join(lines)
+
+
+def headline(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary without its details: status, places, counts, and accuracies of the last labeled image set [0-1]."""
+    accuracies: dict[str, float] = {}
+    for variant, scores in summary["scores"].items():
+        labeled = [p for p, s in scores["predictions"].items() if s["accuracy"]]
+        if labeled:
+            zero_shot, learned = scores["zero_shot"][labeled[-1]], scores["predictions"][labeled[-1]]
+            accuracies["zero_shot"] = zero_shot["accuracy"][summary["target"]]
+            accuracies[f"{variant} zero_shot fused"] = zero_shot["accuracy"]["fused"]
+            accuracies[f"{variant} ensemble"] = learned["accuracy"]["ensemble"]
+    return {k: v for k, v in summary.items() if k not in ("scores", "classifiers")} | {"accuracy": accuracies or None}
 
 
 def _row(title: str, *cells: str) -> str:

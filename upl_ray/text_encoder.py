@@ -2,22 +2,25 @@
 
 Shapes: G members, C classes, M context tokens, L prompt length, W text width, D feature width.
 
-Two passes give the same result. The truncated pass serves open_clip's causal towers: what follows EOS cannot influence
-it, so prompts are cut to the longest one. Every other tower (bidirectional, Hugging Face, CoCa) runs its own
-`encode_text`, with the context put in place of the embeddings of placeholder tokens.
+Three passes give the same result, chosen by what the tower allows:
+* packed: open_clip's causal towers, see `packed_text.py`;
+* truncated: causal towers with other blocks; what follows EOS cannot influence it, so prompts are cut to the longest;
+* own: every other tower (bidirectional, Hugging Face, CoCa) runs its own `encode_text`, with the context put in place
+  of the embeddings of placeholder tokens.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from upl_ray.clip_model import ClipModel
 from upl_ray.config import ConfigError
+from upl_ray.packed_text import PackedTextEncoder, can_pack
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +77,20 @@ class TextEncoder(nn.Module):
         self.ids = self.tokens.ids.to(clip.device)
         self.embedding = find_token_embedding(self.tower)
         self.width = self.embedding.embedding_dim
-        self.truncated = is_causal(self.tower)
-        if self.truncated:
-            eos = _eos_positions(self.tower, self.tokens.ids)  # [C]
-            self.eos = eos.to(clip.device)
-            self.length = int(eos.max()) + 1
-        else:
-            log.info("%s: the text tower is not causal; prompts run through its own encode_text", clip.spec.name)
+        self.mode = choose_pass(self.tower)
+        log.info("%s: prompts run through the %s pass of the text tower", clip.spec.name, self.mode)
+        if self.mode != "own":
+            self.eos = _eos_positions(self.tower, self.tokens.ids).to(clip.device)  # [C]
+            self.length = int(self.eos.max()) + 1
+        if self.mode == "packed":
+            self.packed = PackedTextEncoder(self.tower, self.ids, self.eos, self.tokens.stop)
 
     def forward(self, ctx: Tensor) -> Tensor:
         """L2-normalised class features [G, C, D] of contexts [G, M, W]."""
-        features = self._truncated(ctx) if self.truncated else self._plain(ctx)
+        if self.mode == "packed":
+            features = _project(self.tower, self.packed(ctx))
+        else:
+            features = self._truncated(ctx) if self.mode == "truncated" else self._plain(ctx)
         return nn.functional.normalize(features.float(), dim=-1)
 
     def _truncated(self, ctx: Tensor) -> Tensor:
@@ -114,6 +120,13 @@ class TextEncoder(nn.Module):
             finally:
                 handle.remove()
         return torch.stack(features)  # [G, C, D]
+
+
+def choose_pass(tower: Any) -> Literal["packed", "truncated", "own"]:
+    """The fastest pass that is exact for a text tower."""
+    if not is_causal(tower):
+        return "own"
+    return "packed" if can_pack(tower) else "truncated"
 
 
 def is_causal(tower: Any) -> bool:

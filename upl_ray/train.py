@@ -10,7 +10,6 @@ Every member keeps its own checkpoint in storage, so a resumed run may group the
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import time
@@ -20,27 +19,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.train
-import safetensors.torch
 import torch
 from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from upl_ray import prompt_learner, schema
-from upl_ray.artifacts import Artifact, Store, fingerprint
+from upl_ray.artifacts import Artifact
 from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Compute, Train
+from upl_ray.config import Compute, ConfigError, Train
+from upl_ray.members import finish_members, read_checkpoint, unfinished_members, write_checkpoints, write_members
 from upl_ray.progress import Progress
-from upl_ray.prompt_learner import PromptLearner, learning_rate
+from upl_ray.prompt_learner import PromptLearner
 from upl_ray.text_encoder import TextEncoder
 from upl_ray.views import read_views
 
 log = logging.getLogger(__name__)
 
+TRIAL_DRIVER_CPU = 0.01  # of a trial that only waits for its Ray Train workers; Tune refuses 0
+TRAIN_WORKER_CPU = 0.9  # leaves room for the trial's driver: whole CPUs for all workers would wait for ever
 REPORT_INTERVAL_S = 1.0  # between two reports of a trial to Tune, each of which waits for the driver
 Report = Callable[[dict[str, Any]], None]
 
@@ -57,31 +56,10 @@ class Task:
     recipe: Train
     compute: Compute
 
-
-def member_artifact(
-    store: Store, views: Artifact, spec: ClipSpec, classnames: tuple[str, ...], recipe: Train
-) -> Artifact:
-    """Where members lie. Their number is no part of it: 32 members include the 16 that were trained before."""
-    fields = ("n_ctx", "epochs", "batch_size", "lr", "warmup_lr", "momentum", "weight_decay", "init_std", "seed")
-    identity = {
-        "version": prompt_learner.VERSION,
-        "views": views.fingerprint,
-        "clip": spec.identity(),
-        "classnames": list(classnames),
-        "recipe": {f: getattr(recipe, f) for f in fields},
-    }
-    return Artifact(store, "members", fingerprint(identity))
-
-
-def member_file(member: int) -> str:
-    """File name of a finished member in the artifact."""
-    return f"prompts/member-{member:02d}.safetensors"
-
-
-def unfinished_members(artifact: Artifact, recipe: Train) -> list[int]:
-    """The members that have no finished prompt in storage."""
-    names = {f"prompts/{n}" for n in artifact.store.names(artifact.name("prompts"))}
-    return [m for m in range(recipe.members) if member_file(m) not in names]
+    def about(self) -> dict[str, Any]:
+        """What a stored prompt says about its making."""
+        recipe = self.recipe.model_dump()
+        return {"classnames": self.classnames, "weights_sha256": self.spec.weights_sha256, "recipe": recipe}
 
 
 def plan_trials(
@@ -91,11 +69,18 @@ def plan_trials(
     gpus_each = compute.gpus_per_trial
     if gpus_each is None:
         gpus_each = 1.0 if cluster.get("GPU", 0) >= 1 else 0.0
-    slots = cluster.get("GPU", 0) / gpus_each if gpus_each else cluster.get("CPU", 1)
-    trials = compute.trials or max(1, int(slots) // compute.workers_per_trial)
-    trials = min(trials, len(members))
+    slots = int(cluster.get("GPU", 0) / gpus_each if gpus_each else cluster.get("CPU", 1))
+    workers = compute.workers_per_trial
+    if workers > max(slots, 1):
+        kind = f"{gpus_each:g} GPU(s)" if gpus_each else "1 CPU"
+        raise ConfigError(
+            f"compute.workers_per_trial is {workers}, but the cluster has room for {slots} workers of {kind} each; "
+            f"lower it or add nodes."
+        )
+    trials = min(compute.trials or len(members), max(1, slots // workers), len(members))
     groups = [list(members[i::trials]) for i in range(trials)]
-    return groups, {"CPU": 1.0, "GPU": gpus_each} if gpus_each else {"CPU": 1.0}
+    cpus = 1.0 if workers == 1 else TRAIN_WORKER_CPU
+    return groups, {"CPU": cpus, "GPU": gpus_each} if gpus_each else {"CPU": cpus}
 
 
 def train_members(task: Task) -> Artifact:
@@ -113,13 +98,17 @@ def train_members(task: Task) -> Artifact:
     missing = unfinished_members(artifact, recipe)
     if missing:
         raise RuntimeError(f"Members {missing} are not finished; run the job again to go on from their checkpoints.")
-    _write_history(artifact, recipe)
+    finish_members(artifact, recipe)
     return artifact
 
 
 def _run_trials(task: Task, groups: list[list[int]], resources: dict[str, float]) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output prints tables even when verbose is 0
-    own = {"cpu": 0.01} if task.compute.workers_per_trial > 1 else {k.lower(): v for k, v in resources.items()}
+    own = (
+        {"cpu": TRIAL_DRIVER_CPU}
+        if task.compute.workers_per_trial > 1
+        else {k.lower(): v for k, v in resources.items()}
+    )
     progress = TrialProgress(task.recipe.epochs, sum(map(len, groups)))
     tuner = tune.Tuner(
         tune.with_resources(partial(run_trial, task), own),
@@ -217,72 +206,10 @@ def _train_epochs(
         done += len(learner.members)
         last = epoch + 1 == recipe.epochs
         if last:
-            _write_members(task, learner, losses)
+            write_members(task.artifact, learner, losses, task.about())
         elif (epoch + 1) % recipe.checkpoint_every == 0:
-            _write_checkpoints(task.artifact, learner, epoch + 1, losses)
+            write_checkpoints(task.artifact, learner, epoch + 1, losses)
         if last or time.monotonic() - last_report >= REPORT_INTERVAL_S:
             last_report = time.monotonic()
             report({"epoch": epoch + 1, "member_epochs": done, "loss": sum(h[-1] for h in losses) / len(losses)})
     return done
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where the training of one member stands."""
-
-    epoch: int  # the next epoch to train
-    state: dict[str, torch.Tensor]
-    losses: list[float]
-
-
-def read_checkpoint(artifact: Artifact, member: int) -> Checkpoint:
-    """The last checkpoint of a member, or epoch 0."""
-    try:
-        data = artifact.store.read(artifact.name(f"checkpoints/member-{member:02d}.safetensors"))
-    except FileNotFoundError:
-        return Checkpoint(0, {}, [])
-    tensors = safetensors.torch.load(data)
-    losses = tensors.pop("losses").tolist()
-    return Checkpoint(len(losses), tensors, losses)
-
-
-def _write_checkpoints(artifact: Artifact, learner: PromptLearner, epoch: int, losses: list[list[float]]) -> None:
-    for member, history in zip(learner.members, losses, strict=True):
-        assert len(history) == epoch
-        tensors = {**learner.state(member), "losses": torch.tensor(history, dtype=torch.float64)}
-        artifact.store.write(
-            artifact.name(f"checkpoints/member-{member:02d}.safetensors"), safetensors.torch.save(tensors)
-        )
-
-
-def _write_members(task: Task, learner: PromptLearner, losses: list[list[float]]) -> None:
-    text_features = learner.text_features().cpu()  # [G, C, D]
-    about = {
-        "classnames": task.classnames,
-        "weights_sha256": task.spec.weights_sha256,
-        "recipe": task.recipe.model_dump(),
-    }
-    for g, member in enumerate(learner.members):
-        tensors = {
-            "ctx": learner.state(member)["ctx"],
-            "text_features": text_features[g].contiguous(),
-            "losses": torch.tensor(losses[g], dtype=torch.float64),
-            "logit_scale": torch.tensor(learner.logit_scale),
-        }
-        data = safetensors.torch.save(tensors, {"upl_ray": json.dumps({**about, "member": member})})
-        task.artifact.store.write(task.artifact.name(member_file(member)), data)
-
-
-def read_members(artifact: Artifact, recipe: Train) -> list[dict[str, torch.Tensor]]:
-    """ctx [M, W], text_features [C, D], losses [epochs] and logit_scale of each member; a missing one is an error."""
-    return [safetensors.torch.load(artifact.store.read(artifact.name(member_file(m)))) for m in range(recipe.members)]
-
-
-def _write_history(artifact: Artifact, recipe: Train) -> None:
-    rows = [
-        {"member": m, "epoch": e, "lr": learning_rate(e, recipe), "loss": loss}
-        for m, tensors in enumerate(read_members(artifact, recipe))
-        for e, loss in enumerate(tensors["losses"].tolist())
-    ]
-    artifact.store.write_table(artifact.name("history.parquet"), pa.Table.from_pylist(rows, schema=schema.HISTORY))
-    artifact.finish(members=recipe.members, epochs=recipe.epochs)

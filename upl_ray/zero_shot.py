@@ -13,7 +13,7 @@ from torch import Tensor
 
 def fill_template(template: str, classnames: tuple[str, ...]) -> list[str]:
     """One prompt a class [C]: the template with the class name in place of `{}`."""
-    return [template.format(name) for name in classnames]
+    return [template.replace("{}", name) for name in classnames]
 
 
 def probabilities(image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:

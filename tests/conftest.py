@@ -1,0 +1,89 @@
+"""Small real open_clip models with random weights, written the way people publish them: `local-dir:` folders."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import ray
+import safetensors.torch
+import torch
+
+from upl_ray.backbones import resolve
+from upl_ray.clip_model import ClipModel
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Backbone
+
+VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+TEXT = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+
+MakeModel = Callable[..., Path]
+MakeClip = Callable[..., ClipModel]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def write_model(
+    folder: Path,
+    vision: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    preprocess: dict[str, Any] | None = None,
+    seed: int = 0,
+    **model: Any,
+) -> Path:
+    """An open_clip folder with random weights, no parameter of which is zero."""
+    model_cfg: dict[str, Any] = {
+        "embed_dim": 24,
+        "vision_cfg": {**VISION, **(vision or {})},
+        "text_cfg": {**TEXT, **(text or {})},
+    }
+    model_cfg |= model
+    size = model_cfg["vision_cfg"]["image_size"]
+    folder.mkdir(parents=True)
+    config = {"model_cfg": model_cfg, "preprocess_cfg": {"size": size, **(preprocess or {})}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        network = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        for name, parameter in network.named_parameters():
+            if not name.startswith("logit_"):
+                parameter += 0.05 * torch.randn_like(parameter)
+    safetensors.torch.save_file(
+        {k: v.contiguous() for k, v in network.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
+    return folder
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """Write a model with `make_model("name", text={...}, ...)`; see `write_model`."""
+    return lambda name="model", **changes: write_model(tmp_path / name, **changes)
+
+
+@pytest.fixture
+def make_clip(make_model: MakeModel) -> MakeClip:
+    """Write a model and load it through the real path: find, hash, check, load."""
+    return lambda name="model", **changes: ClipModel(resolve_folder(make_model(name, **changes)))
+
+
+def resolve_folder(folder: Path) -> ClipSpec:
+    return resolve(Backbone(model=f"local-dir:{folder}"))
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
+    """One classic CLIP for tests that need any model; never changed by them."""
+    return ClipModel(resolve_folder(write_model(tmp_path_factory.mktemp("clip") / "small")))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A real Ray cluster of this machine, with more CPU slots than cores: no pool ever waits for another's slot."""
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()

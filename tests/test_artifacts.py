@@ -1,0 +1,157 @@
+"""Storage: whole files or none, on a local folder and on an S3 server; steps that are done when their manifest is."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pyarrow as pa
+import pytest
+from moto.server import ThreadedMotoServer
+
+from upl_ray.artifacts import Artifact, Store, fingerprint
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store of each kind: a folder, a bucket's prefix through pyarrow, and a file system of fsspec's."""
+    if request.param == "local":
+        return Store(str(tmp_path / "run"))
+    if request.param == "memory":
+        return Store(f"memory://{uuid.uuid4().hex}/run")
+    endpoint = request.getfixturevalue("s3_server")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
+    return Store(f"s3://{bucket}/some/run")
+
+
+def test_files_come_back_as_they_were_written(store: Store) -> None:
+    contents = {"a": b"", "b/c/d.bin": bytes(range(256)) * 4000, "b/é ü.txt": "größer".encode()}
+    for name, data in contents.items():
+        assert not store.exists(name)
+        store.write(name, data)
+    assert {name: store.read(name) for name in contents} == contents
+    assert all(store.exists(name) for name in contents)
+    store.write("a", b"again")
+    assert store.read("a") == b"again"
+
+
+def test_names_are_the_sorted_files_right_in_a_folder(store: Store) -> None:
+    for name in ("x/b", "x/a", "x/B", "x/y/c", "z"):
+        store.write(name, b"1")
+    assert store.names("x") == ["B", "a", "b"]
+    assert store.names("x/y") == ["c"]
+    assert store.names("nothing/there") == []
+    assert not store.exists("x")  # a folder is no file
+    assert not store.exists("x/y")
+
+
+def test_what_is_missing_raises_file_not_found(store: Store) -> None:
+    store.write("x/a", b"1")
+    for name in ("b", "x/b", "y/a"):
+        with pytest.raises(FileNotFoundError):
+            store.read(name)
+        with pytest.raises(FileNotFoundError):
+            store.read_json(name)
+        with pytest.raises(FileNotFoundError):
+            store.read_table(name)
+
+
+def test_tables_and_json_come_back(store: Store) -> None:
+    half = pa.FixedSizeListArray.from_arrays(pa.array([0.5, 1, -2, 3], pa.float32()).cast(pa.float16()), 2)
+    table = pa.table({"image_id": ["a", "b/é"], "features": half, "labels": [[1, 2], []]})
+    store.write_table("t.parquet", table)
+    assert store.read_table("t.parquet").equals(table)
+    assert store.read_table("t.parquet", ["labels"]).column_names == ["labels"]
+    value = {"b": [1, 2.5, None, True], "a": {"é": "x"}}
+    store.write_json("v.json", value)
+    assert store.read_json("v.json") == value
+
+
+def test_uris_and_relative_names(store: Store) -> None:
+    store.write("a/b.txt", b"1")
+    assert Store(store.join("a")).read("b.txt") == b"1"
+    assert Store(store.uri + "/").read("a/b.txt") == b"1"
+    assert store.join("a/b.txt") == f"{store.uri}/a/b.txt"
+
+
+def test_a_local_write_that_was_killed_half_way_is_invisible(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.write("commits/a.json", b"{}")
+    (tmp_path / "commits" / "b.json.0123abcd.tmp").write_bytes(b"{ha")
+    (tmp_path / "s-1").mkdir()
+    (tmp_path / "s-1" / "manifest.json.0123abcd.tmp").write_bytes(b"{")
+    assert store.names("commits") == ["a.json"]
+    assert Artifact(store, "s", "1").manifest() is None
+    assert sorted(p.name for p in tmp_path.glob("commits/*.json")) == ["a.json"]
+    store.write("commits/b.json", b"{}")
+    assert store.names("commits") == ["a.json", "b.json"]
+
+
+def test_a_step_is_done_when_its_manifest_is_there(store: Store) -> None:
+    artifact = Artifact(store, "features-RN50", fingerprint({"a": 1}))
+    assert artifact.manifest() is None
+    store.write(artifact.name("parts/x"), b"1")
+    assert artifact.manifest() is None
+    written = artifact.finish(images=3, parts=["x"])
+    found = artifact.manifest()
+    assert found == written
+    assert found["images"] == 3
+    assert (found["step"], found["fingerprint"]) == ("features-RN50", artifact.fingerprint)
+    assert artifact.uri == f"{store.uri}/features-RN50-{artifact.fingerprint}"
+    assert Artifact(store, "features-RN50", fingerprint({"a": 2})).manifest() is None
+
+
+def test_only_committed_parts_are_read(store: Store) -> None:
+    artifact = Artifact(store, "labels", "0" * 12)
+    assert artifact.committed() == set()
+    rows = pa.table({"image_id": ["a", "b"]})
+    lost = artifact.write_part("s1", pa.table({"image_id": ["from a killed run"]}))
+    kept = [artifact.write_part("s1", rows.slice(i, 1)) for i in range(2)]
+    assert len({lost, *kept}) == 3
+    artifact.commit("s1", parts=kept, rows=2)
+    artifact.commit("s2", parts=[], rows=0)
+    assert artifact.committed() == {"s1", "s2"}
+    assert artifact.read_shard("s1").equals(rows)
+    assert artifact.read_shard("s2").num_rows == 0
+    assert artifact.read_commits(["s2", "s1"]) == [{"parts": [], "rows": 0}, {"parts": kept, "rows": 2}]
+    with pytest.raises(FileNotFoundError):
+        artifact.read_commit("s3")
+
+
+def test_fingerprints_do_not_depend_on_the_order_of_keys() -> None:
+    a = {"x": 1, "y": {"b": [1, 2], "a": None}}
+    b = {"y": {"a": None, "b": [1, 2]}, "x": 1}
+    assert fingerprint(a) == fingerprint(b) == fingerprint(a)
+    assert len(fingerprint(a)) == 12
+
+
+def test_fingerprints_tell_values_apart() -> None:
+    values = [None, True, "True", 1, "1", 1.5, [], {}, [1], [[1]], {"1": 1}, [1, 2], [2, 1], "é", "e", 0, False, ""]
+    assert len({fingerprint(v) for v in values}) == len(values)
+
+
+@pytest.mark.parametrize("value", [object(), Path("x"), {1, 2}, b"x", float("nan"), float("inf"), {"a": [print]}])
+def test_values_without_a_stable_identity_are_refused(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        fingerprint(value)
+    with pytest.raises((TypeError, ValueError)):
+        fingerprint({"nested": [value]})
+
+
+def test_fingerprints_are_the_same_in_every_release() -> None:
+    assert fingerprint({"version": 1, "name": "é", "list": [1, 2.5, None, True]}) == "9b109f0bfe93"

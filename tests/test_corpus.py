@@ -1,0 +1,199 @@
+"""Corpora as append-only shards."""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from upl_ray.artifacts import Store
+from upl_ray.config import ConfigError, Source
+from upl_ray.corpus import Corpus, find_images, list_corpus, read_images
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Twenty files of three classes, in folders of different depth."""
+    root = tmp_path / "images"
+    for i in range(20):
+        write(root, f"{'abc'[i % 3]}/{'deep/' * (i % 2)}{i:02d}.jpg")
+    return root
+
+
+def write(root: Path, image_id: str, content: str = "x", mtime: int = 1_000_000_000) -> None:
+    path = root / image_id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    os.utime(path, (mtime, mtime))
+
+
+def listed(root: Path, shard_size: int = 8) -> Corpus:
+    return list_corpus(Store(str(root.parent / "run")), Source(uri=str(root)), shard_size)
+
+
+def present(corpus: Corpus) -> list[str]:
+    return sorted(i for s in corpus.shards for i in corpus.listing(s) if i not in s.removed)
+
+
+def files(root: Path) -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))
+
+
+def test_every_image_stands_in_exactly_one_shard(root: Path) -> None:
+    corpus = listed(root)
+    assert present(corpus) == files(root)
+    assert [s.rows for s in corpus.shards] == [8, 8, 4]
+    assert (corpus.images, corpus.added) == (20, 20)
+
+
+def test_listing_again_changes_nothing(root: Path) -> None:
+    first = listed(root)
+    manifest = first.artifact.store.read(first.artifact.name("manifest.json"))
+    again = listed(root, shard_size=3)  # the size of new shards does not touch old ones
+    assert (again.shards, again.digest, again.added) == (first.shards, first.digest, 0)
+    assert first.artifact.store.read(first.artifact.name("manifest.json")) == manifest
+
+
+def test_new_files_make_new_shards_only(root: Path) -> None:
+    first = listed(root)
+    for i in range(10):
+        write(root, f"a/new{i}.jpg")
+    second = listed(root)
+    assert second.shards[:3] == first.shards
+    assert [s.rows for s in second.shards[3:]] == [8, 2]
+    assert (second.images, second.added) == (30, 10)
+    assert second.digest != first.digest
+    assert present(second) == files(root)
+
+
+@pytest.mark.parametrize("change", [{"content": "xy"}, {"mtime": 1_000_000_001}])
+def test_a_changed_file_leaves_its_shard_and_comes_in_a_new_one(root: Path, change: dict[str, object]) -> None:
+    first = listed(root)
+    victim = first.listing(first.shards[1])[3]
+    write(root, victim, **change)  # type: ignore[arg-type]
+    second = listed(root)
+    assert second.shards[1].id == first.shards[1].id
+    assert second.shards[1].removed == {victim}
+    assert second.shards[1].state != first.shards[1].state
+    assert (second.shards[0], second.shards[2]) == (first.shards[0], first.shards[2])
+    assert second.listing(second.shards[3]) == [victim]
+    assert (second.images, second.added) == (20, 1)
+    assert present(second) == files(root)
+
+
+def test_a_file_that_changed_back_counts_once(root: Path) -> None:
+    first = listed(root)
+    victim = first.listing(first.shards[0])[0]
+    write(root, victim, "other")
+    listed(root)
+    write(root, victim)
+    third = listed(root)
+    assert third.shards == first.shards  # the old row is valid again, and the shard between is gone
+    assert present(third) == files(root)
+
+
+def test_a_deleted_file_drops_out_and_can_come_back(root: Path) -> None:
+    first = listed(root)
+    victim = first.listing(first.shards[0])[0]
+    (root / victim).unlink()
+    second = listed(root)
+    assert second.shards[0].removed == {victim}
+    assert (second.images, second.added) == (19, 0)
+    assert present(second) == files(root)
+    write(root, victim)
+    assert listed(root).digest == first.digest
+
+
+def test_a_shard_without_any_image_left_is_gone(root: Path) -> None:
+    first = listed(root)
+    for image_id in first.listing(first.shards[1]):
+        (root / image_id).unlink()
+    second = listed(root)
+    assert second.shards == (first.shards[0], first.shards[2])
+    assert present(second) == files(root)
+
+
+def test_a_random_history_always_lists_what_is_there(root: Path) -> None:
+    rng = random.Random(0)
+    for step in range(25):
+        for _ in range(rng.randrange(4)):
+            there = files(root)
+            kind = rng.choice(["new", "change", "delete", "touch"])
+            if kind == "new" or len(there) < 3:
+                write(root, f"n/{rng.randrange(30)}.jpg", mtime=step)
+            elif kind == "delete":
+                (root / rng.choice(there)).unlink()
+            else:
+                write(root, rng.choice(there), "xy" if kind == "change" else "x", mtime=rng.randrange(9))
+        corpus = listed(root, shard_size=rng.randrange(1, 9))
+        assert present(corpus) == files(root)
+        assert corpus.images == len(files(root))
+        assert listed(root).digest == corpus.digest
+
+
+def test_other_files_and_hidden_ones_are_ignored(root: Path) -> None:
+    before = find_images(str(root))
+    for name in ("notes.txt", "a/.hidden.jpg", ".git/x.jpg", "a/.cache/y.png", "z.jpg.tmp", "jpg", "a.json", "b.jpgx"):
+        write(root, name)
+    assert find_images(str(root)) == before
+    for name in ("UPPER.JPG", "p.png", "w.webp", "b.bmp", "g.gif", "t.tif", "u.tiff", "j.jpeg"):
+        write(root, name)
+    assert len(find_images(str(root))) == len(before) + 8
+    assert len(find_images(str(root.rename(root.parent / ".hidden")))) == len(before) + 8  # above the corpus: no matter
+
+
+class Shuffled(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no types
+    """Memory that lists in another order each time."""
+
+    protocol = "shuffled"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("shuffled://")))
+
+    def find(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().find(*args, **kwargs)
+        return dict(random.sample(sorted(found.items()), len(found))) if isinstance(found, dict) else found
+
+
+def test_the_order_of_the_file_systems_listing_is_irrelevant(tmp_path: Path) -> None:
+    fsspec.register_implementation("shuffled", Shuffled, clobber=True)
+    names = [f"c{i % 3}/{i}.jpg" for i in range(30)]
+    for name in names:
+        Shuffled().pipe(f"/{tmp_path.name}/{name}", b"x" * len(name))
+    uri = f"shuffled:///{tmp_path.name}"
+    assert list(find_images(uri)) != list(find_images(uri))
+    corpora = [list_corpus(Store(str(tmp_path / str(i))), Source(uri=uri), 8) for i in range(5)]
+    assert all(c.shards == corpora[0].shards for c in corpora)
+    assert present(corpora[0]) == sorted(names)
+
+
+def test_a_relative_folder_is_found_by_workers_that_stand_elsewhere(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root.parent)
+    corpus = list_corpus(Store(str(root.parent / "run")), Source(uri="images"), 8)
+    monkeypatch.chdir("/")
+    assert None not in read_images(corpus.root, present(corpus))
+
+
+def test_nothing_to_list_is_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "text", "a.txt")
+    for folder in ("empty", "text"):
+        with pytest.raises(ConfigError, match=r"No image lies under .*\.jpg"):
+            find_images(str(tmp_path / folder))
+    for bad in (str(tmp_path / "missing"), "nosuch://bucket/x"):
+        with pytest.raises(ConfigError, match="cannot be listed"):
+            find_images(bad)
+
+
+def test_images_are_read_in_order_and_a_missing_one_is_none(root: Path) -> None:
+    ids = files(root)
+    for i, image_id in enumerate(ids):
+        write(root, image_id, f"content {i}")
+    (root / ids[4]).unlink()
+    assert read_images(str(root), ids) == [None if i == 4 else f"content {i}".encode() for i in range(20)]

@@ -1,0 +1,103 @@
+"""The embedded demo, whole: what the README says of it is what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from upl_ray.config import load_config
+from upl_ray.demo.locate import BACKBONES
+from upl_ray.metrics import imbalance
+from upl_ray.pipeline import run
+from upl_ray.summary import headline, results_table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def demo(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The demo exactly as configured, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("demo")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        return run(load_config([], default=ROOT / "jobs" / "demo.yaml"))
+    finally:
+        os.chdir(before)
+
+
+def accuracy(demo: dict[str, Any], step: str, variant: str, name: str) -> float:
+    return float(demo["scores"][variant][step]["scored"]["accuracy"][name])
+
+
+def test_the_ensemble_beats_the_target_by_three_points(demo: dict[str, Any]) -> None:
+    zero_shot = accuracy(demo, "zero_shot", "upl*", demo["target"])
+    assert accuracy(demo, "predictions", "upl*", "ensemble") >= zero_shot + 0.03
+
+
+def test_fused_labels_are_more_precise_and_top_k_is_more_balanced(demo: dict[str, Any]) -> None:
+    fused, own = demo["scores"]["upl*"], demo["scores"]["upl"]
+    assert fused["selection"]["precision"] > own["selection"]["precision"]
+    assert demo["starved_classes"] == own["selection"]["starved"] == []
+    for scores in (fused, own):
+        threshold = scores["zero_shot"]["corpus"]["threshold"]["images_per_class"]
+        assert imbalance(scores["selection"]["images_per_class"]) < imbalance(threshold)
+
+
+def test_the_readme_shows_the_table_that_comes_out(demo: dict[str, Any]) -> None:
+    def numbers(line: str) -> list[float]:
+        return [float(x) for x in re.findall(r"\d+(?:\.\d+)?", line.split("  ", 1)[1])]
+
+    for line in results_table(demo).splitlines():
+        title = line[:32].rstrip()
+        shown = [r for r in README.splitlines() if r.strip().startswith(title)] if title and "%" in line else []
+        if shown and "each member" not in line:  # machines differ in the last bits of a sum: one image is 0.22 points
+            assert numbers(shown[0].strip()) == pytest.approx(numbers(line), abs=1.0), line
+    assert results_table(demo).count("UPL*") >= 4
+    assert "starved" in results_table(demo)
+
+
+def test_the_headline_is_one_json_line_with_counts_and_accuracies(demo: dict[str, Any]) -> None:
+    line = json.dumps(headline(demo))
+    assert "\n" not in line
+    said = json.loads(line)
+    assert said["images"] == 1352
+    assert said["rejected"] == 0
+    assert set(said["accuracy"]) == {
+        "zero_shot",
+        "upl* zero_shot fused",
+        "upl* ensemble",
+        "upl zero_shot fused",
+        "upl ensemble",
+    }
+
+
+def test_the_weights_are_small(demo: dict[str, Any]) -> None:
+    assert sum(p.stat().st_size for p in BACKBONES.rglob("*") if p.is_file()) < 6e6
+
+
+def test_the_readme_s_ten_lines_classify_with_open_clip_alone(demo: dict[str, Any]) -> None:
+    code = re.search(r"tested by tests/test_demo.py -->\n```python\n(.*?)```", README, re.S)
+    assert code is not None
+    assert len(code[1].strip().splitlines()) <= 12
+    scored = Path(demo["storage"]).parent / "digits" / "scored"
+    images = [sorted((scored / name).iterdir())[0] for name in ("zero", "four", "nine")]
+    from PIL import Image
+
+    from upl_ray.classifier import load_classifier
+
+    expected, _ = load_classifier(demo["classifier"]).predict([Image.open(p) for p in images])
+    for path, label in zip(images, expected, strict=True):
+        program = code[1].replace("IMAGE", repr(str(path))).replace("MODEL", f'"local-dir:{BACKBONES / "vit_a"}"')
+        result = subprocess.run(
+            [sys.executable, "-c", program], cwd=demo["classifier"], capture_output=True, text=True, check=True
+        )
+        assert result.stdout.strip() == label

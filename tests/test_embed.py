@@ -1,0 +1,112 @@
+"""Embedding against a plain loop with open_clip itself: resolutions, worker counts, bad images, resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from conftest import write_model
+from PIL import Image
+
+from upl_ray.artifacts import Store
+from upl_ray.backbones import resolve
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Backbone, Compute, Source
+from upl_ray.corpus import Corpus, list_corpus
+from upl_ray.embed import embed
+from upl_ray.features import feature_artifact, read_features
+from upl_ray.pools import plan_pools
+
+SIZES = (224, 288, 384, 448)  # the paper's four resolutions
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-one noisy gradients of many sizes and one broken file."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(21):
+        h, w = rng.integers(40, 600, 2)
+        ramp = np.linspace(0, 255, w)[None, :, None] * np.ones((h, 1, 3))
+        noisy = np.clip(ramp + rng.normal(0, 40, (h, w, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{i:02d}.{'jpg' if i % 2 else 'png'}")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def specs(tmp_path_factory: pytest.TempPathFactory) -> list[ClipSpec]:
+    """One random model of each resolution."""
+    root = tmp_path_factory.mktemp("models")
+    made = [write_model(root / f"m{s}", {"image_size": s, "patch_size": 32}, seed=s) for s in SIZES]
+    return [resolve(Backbone(model=f"local-dir:{folder}")) for folder in made]
+
+
+def stored(corpus: Corpus, spec: ClipSpec) -> tuple[list[str], np.ndarray]:  # type: ignore[type-arg]
+    shards = [read_features(feature_artifact(corpus.artifact.store, spec), s) for s in corpus.shards]
+    ids = [i for shard_ids, _ in shards for i in shard_ids]
+    features = np.concatenate([f for _, f in shards])
+    order = np.argsort(ids)
+    return sorted(ids), features[order]
+
+
+def test_four_resolutions_in_one_pass_equal_a_plain_open_clip_loop(
+    cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
+) -> None:
+    corpus = list_corpus(Store(str(tmp_path)), Source(uri=str(pictures)), 10)
+    embed([corpus], specs, Compute(chunk_size=4))
+    for spec in specs:
+        model, _, preprocess = open_clip.create_model_and_transforms(spec.source)
+        model.eval()
+        ids, features = stored(corpus, spec)
+        assert ids == sorted(p.name for p in pictures.iterdir() if p.name != "broken.jpg")
+        with torch.inference_mode():
+            batch = torch.stack([preprocess(Image.open(pictures / i)) for i in ids])
+            expected = model.encode_image(batch, normalize=True).numpy()
+        np.testing.assert_allclose(features.astype(np.float32), expected, atol=1e-3)  # stored in half precision
+
+
+def test_features_are_bitwise_equal_for_any_number_of_actors(
+    cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
+) -> None:
+    results = []
+    for actors in (1, 3):
+        corpus = list_corpus(Store(str(tmp_path / str(actors))), Source(uri=str(pictures)), 10)
+        embed([corpus], specs[:1], Compute(chunk_size=4, max_actors=actors))
+        results.append(stored(corpus, specs[0]))
+    assert results[0][0] == results[1][0]
+    assert np.array_equal(results[0][1], results[1][1])
+
+
+def test_only_missing_pairs_of_shard_and_backbone_are_computed(
+    cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path))
+    corpus = list_corpus(store, Source(uri=str(pictures)), 10)
+    embed([corpus], specs[:1], Compute(chunk_size=4))
+    lost = feature_artifact(store, specs[0])
+    victim = corpus.shards[1].id
+    kept = {s.id: lost.read_commit(s.id)["parts"] for s in corpus.shards if s.id != victim}
+    (tmp_path / lost.name(f"commits/{victim}.json")).unlink()  # as if the run had been killed before this commit
+    embed([corpus], specs[:2], Compute(chunk_size=4))  # and a second backbone was added since
+    assert {s.id: lost.read_commit(s.id)["parts"] for s in corpus.shards if s.id != victim} == kept
+    assert lost.committed() == feature_artifact(store, specs[1]).committed() == {s.id for s in corpus.shards}
+
+
+@pytest.mark.parametrize("backbones", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("cpus", "gpus"), [(1, 0), (2, 0), (4, 0), (16, 0), (4, 1), (8, 2), (32, 3), (64, 8), (128, 16)]
+)
+def test_a_plan_leaves_room_to_decode_and_never_asks_for_more_gpus(backbones: int, cpus: int, gpus: int) -> None:
+    pool = plan_pools(backbones, {"CPU": cpus, "GPU": gpus}, Compute())
+    assert pool.max_actors >= 1
+    assert backbones * pool.num_gpus <= gpus + 1e-9  # one actor of every pool fits
+    assert backbones * pool.max_actors * pool.num_gpus <= gpus + 1e-9
+    if pool.num_cpus:
+        assert backbones * pool.max_actors * pool.num_cpus <= cpus - 2
+    if gpus:
+        assert pool.num_gpus > 0
+        whole = int(1 / pool.num_gpus + 1e-9)  # a fraction must pack: actors never straddle two GPUs
+        assert whole * gpus >= backbones or pool.num_gpus == 1

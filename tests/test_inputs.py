@@ -1,0 +1,73 @@
+"""What is checked before work starts, against a real folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from upl_ray.config import Config, ConfigError
+from upl_ray.inputs import prepare
+
+NAMES = ("beer_bottle", "cat", "dog")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in NAMES:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20), (name == "cat" and "white") or "black").save(tmp_path / "photos" / name / "a.png")
+    return tmp_path / "photos"
+
+
+def config(photos: Path, **fields: Any) -> Config:
+    data = {
+        "corpus": {"uri": str(photos)},
+        "classnames": "folders",
+        "backbones": ["demo:vit_a"],
+        "storage_path": str(photos.parent / "run"),
+    }
+    return Config.model_validate({**data, **fields})
+
+
+def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
+    (photos.parent / "names.txt").write_text("dog\nbeer_bottle\n")
+    assert prepare(config(photos)).classnames == ("beer bottle", "cat", "dog")
+    assert prepare(config(photos, classnames=["dog", "a_b"])).classnames == ("dog", "a b")
+    assert prepare(config(photos, classnames=str(photos.parent / "names.txt"))).classnames == ("dog", "beer bottle")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"corpus": {"uri": "/no/such/folder"}}, "/no/such/folder.*check the address"),
+        ({"classnames": "/no/names.txt"}, "classnames '/no/names.txt' cannot be read.*give a text file"),
+        ({"classnames": ["cat", "cat"]}, "'cat' stands more than once"),
+        ({"classnames": ["cat", "a_b", "a b"]}, "'a b' stands more than once"),
+        ({"classnames": ["cat", " "]}, "Class name 2 of 2 is empty"),
+        ({"classnames": ["cat", "dog " * 40]}, "'dog dog .* does not fit behind 16 context tokens.*lower train.n_ctx"),
+        ({"storage_path": "/proc/nothing/here"}, "storage_path '/proc/nothing/here' cannot be written"),
+        ({"backbones": ["demo:vit_z"], "target": ""}, "no demo backbone 'demo:vit_z'; there are .*demo:vit_a"),
+        ({"backbones": ["local-dir:/no/folder"], "target": ""}, "'local-dir:/no/folder' cannot be read"),
+        ({"backbones": ["RN51/openai"], "target": ""}, "no model 'RN51'; did you mean RN50"),
+        (
+            {"backbones": ["RN50/opanai"], "target": ""},
+            "'opanai' of RN50 is neither a file nor one of the tags .*openai",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_value_and_the_remedy(
+    photos: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(config(photos, **fields))
+
+
+def test_unreachable_object_storage_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobody")
+    with pytest.raises(ConfigError, match="storage_path 's3://bucket/run' cannot be written"):
+        prepare(config(photos, storage_path="s3://bucket/run"))

@@ -1,0 +1,200 @@
+"""The whole job on a real Ray cluster: real digits, real files, three backbones, start to predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from worlds import committed_rows, contexts, digit_world, folders, job_config
+
+from upl_ray.artifacts import Store
+from upl_ray.pipeline import run
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digit_world(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def first(cluster: None, world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The run that the others are compared with."""
+    return run(job_config(world, tmp_path_factory.mktemp("first"), variants=["upl*", "upl"]))
+
+
+def modification_times(storage: str, *steps: str) -> dict[str, int]:
+    files = [p for s in steps for p in Path(storage).glob(f"{s}-*/**/*") if p.is_file()]
+    return {str(p): p.stat().st_mtime_ns for p in files}
+
+
+def test_every_good_image_is_predicted_once_and_every_bad_one_is_reported(first: dict[str, Any], world: Path) -> None:
+    store = Store(first["storage"])
+    manifest = json.loads((Path(first["predictions"]) / "manifest.json").read_text())
+    folder = Path(first["predictions"]).name
+    ids = [i for part in manifest["parts"] for i in store.read_table(f"{folder}/{part}")["image_id"].to_pylist()]
+    files = {str(p.relative_to(world / "corpus")) for p in (world / "corpus").rglob("*.png")}
+    bad = {"one/empty.png", "two/text.png", "six/cut.png"}
+    assert sorted(ids) == sorted(files - bad)
+    assert first["images"] == len(files)
+    assert first["rejected"] == 3
+    rejected = store.read_table(f"{folder}/rejected.parquet").to_pylist()
+    assert {r["image_id"] for r in rejected} == bad
+    assert {r["image_id"]: r["reason"].split(":")[0] for r in rejected} == {
+        "one/empty.png": "empty file",
+        "two/text.png": "not an image",
+        "six/cut.png": "truncated or damaged image",
+    }
+
+
+def test_top_k_of_the_job_equals_a_naive_loop_over_its_pseudo_labels(first: dict[str, Any], world: Path) -> None:
+    storage = first["storage"]
+    for labels in folders(storage, "pseudo_labels"):
+        rows = [r for r in committed_rows(storage, labels).to_pylist() if (world / "corpus" / r["image_id"]).exists()]
+        expected = []
+        for c in range(10):
+            mine = sorted((-r["confidence"], r["image_id"]) for r in rows if r["pseudo_label"] == c)[:4]
+            expected += [(c, rank, image_id) for rank, (_, image_id) in enumerate(mine)]
+        selections = [
+            Store(storage).read_table(f"{s}/selection.parquet").to_pylist() for s in folders(storage, "selection")
+        ]
+        assert expected in [[(r["pseudo_label"], r["rank"], r["image_id"]) for r in s] for s in selections]
+
+
+def test_a_second_run_finds_everything_and_needs_no_ray(first: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    config = job_config(world, first["storage"], variants=["upl*", "upl"])
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    before = modification_times(first["storage"], "features", "pseudo_labels", "selection", "views", "members")
+    nobody = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9", "PYTHONPATH": str(ROOT)}  # joining a cluster would fail
+    command = [sys.executable, "jobs/upl.py", str(tmp_path / "job.yaml")]
+    result = subprocess.run(command, cwd=ROOT, env=nobody, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert last["status"] == "already done"
+    assert last["classifier"] == first["classifier"]
+    assert set(last["accuracy"]) >= {"zero_shot", "upl* ensemble", "upl ensemble"}
+    assert before == modification_times(first["storage"], "features", "pseudo_labels", "selection", "views", "members")
+
+
+def test_shards_and_groupings_do_not_change_the_contexts(first: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    compute = {"max_actors": 2, "trials": 3, "shard_size": 1000}
+    second = run(job_config(world, tmp_path, backbones=["demo:vit_a"], variants=["upl"], compute=compute))
+    for name in folders(tmp_path, "features"):
+        ours, theirs = committed_rows(tmp_path, name), committed_rows(first["storage"], name)
+        assert ours["image_id"].equals(theirs["image_id"])
+        # Other shards make other chunks, so half-precision features may differ in their last bit.
+        a, b = (np.asarray(t["image_features"].combine_chunks().flatten(), np.float32) for t in (ours, theirs))
+        np.testing.assert_allclose(a, b, atol=1e-3)
+    np.testing.assert_allclose(contexts(second["classifier"]), contexts(first["classifiers"]["upl"]), atol=1e-6)
+
+
+def test_the_same_run_into_another_storage_is_bitwise_equal(first: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    second = run(job_config(world, tmp_path, compute={"max_actors": 3}))
+    for step in ("features", "pseudo_labels", "selection", "views", "members", "classifier"):
+        assert folders(tmp_path, step)
+        assert set(folders(tmp_path, step)) <= set(folders(first["storage"], step))
+    for name in folders(tmp_path, "features") + folders(tmp_path, "pseudo_labels"):
+        assert committed_rows(tmp_path, name).equals(committed_rows(first["storage"], name))
+    for name in folders(tmp_path, "views"):
+        assert Store(str(tmp_path)).read(f"{name}/views.parquet") == Store(first["storage"]).read(
+            f"{name}/views.parquet"
+        )
+    assert np.array_equal(contexts(second["classifier"]), contexts(first["classifier"]))
+
+
+def test_members_on_ray_train_workers_equal_those_of_a_plain_trial(
+    first: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(first["storage"], tmp_path / "copy")
+    for folder in (*folders(tmp_path / "copy", "members"), *folders(tmp_path / "copy", "classifier")):
+        shutil.rmtree(tmp_path / "copy" / folder)
+    compute = {"workers_per_trial": 2, "trials": 1}
+    again = run(job_config(world, tmp_path / "copy", compute=compute))
+    np.testing.assert_allclose(contexts(again["classifier"]), contexts(first["classifier"]), atol=1e-6)
+
+
+def test_a_new_recipe_recomputes_nothing_before_training(first: dict[str, Any], world: Path) -> None:
+    steps = ("corpus", "features", "text", "pseudo_labels", "selection", "views")
+    before = modification_times(first["storage"], *steps)
+    trained = folders(first["storage"], "members")
+    changed = run(job_config(world, first["storage"], train={"lr": 0.01, "members": 2}))
+    assert changed["classifier"] != first["classifier"]
+    assert len(folders(first["storage"], "members")) == len(trained) + 1
+    assert modification_times(first["storage"], *steps) == before
+
+
+def test_labels_change_scores_and_nothing_else(first: dict[str, Any], world: Path) -> None:
+    unlabeled = {"uri": str(world / "corpus"), "labels": "none"}
+    blind = run(job_config(world, first["storage"], corpus=unlabeled, scored={"uri": ""}, variants=["upl*", "upl"]))
+    assert blind["classifier"] == first["classifier"]
+    assert blind["status"] == "already done"
+    assert blind["scores"]["upl*"]["predictions"]["corpus"]["accuracy"] is None
+    assert blind["scores"]["upl*"]["selection"]["precision"] is None
+    assert first["scores"]["upl*"]["predictions"]["scored"]["accuracy"]["ensemble"] >= 0
+
+
+def test_new_changed_and_removed_images_cost_only_themselves(cluster: None, world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path / "world")
+    small, storage = tmp_path / "world", tmp_path / "storage"
+    short = {"train": {"members": 1, "epochs": 1}, "backbones": ["demo:vit_a"], "scored": {"uri": ""}}
+    run(job_config(small, storage, **short))
+    features = folders(storage, "features")[0]
+    commits = storage / features / "commits"
+    before = {p.name for p in commits.iterdir()}
+    extra = sorted((small / "all" / "corpus" / "nine").iterdir())[-3:]
+    for path in extra[:2]:
+        shutil.copy(path, small / "corpus" / "nine" / path.name)
+    victim, changed = sorted((small / "corpus" / "five").iterdir())[:2]
+    victim.unlink()
+    changed.write_bytes(extra[2].read_bytes())
+    grown = run(job_config(small, storage, **short))
+    new = [json.loads(p.read_text()) for p in commits.iterdir() if p.name not in before]
+    assert sum(c["rows"] for c in new) == 3  # two new images and the changed one
+    folder = Path(grown["predictions"]).name
+    manifest = json.loads((storage / folder / "manifest.json").read_text())
+    ids = [
+        i for p in manifest["parts"] for i in Store(str(storage)).read_table(f"{folder}/{p}")["image_id"].to_pylist()
+    ]
+    readable = {str(p.relative_to(small / "corpus")) for p in (small / "corpus").rglob("*.png")}
+    assert sorted(ids) == sorted(readable - {"one/empty.png", "two/text.png", "six/cut.png"})
+
+
+def test_too_many_bad_images_stop_the_job_with_their_reasons(first: dict[str, Any], world: Path) -> None:
+    config = job_config(world, first["storage"], label={"max_rejected": 0.01})
+    with pytest.raises(
+        RuntimeError, match=r"3 of 163 images .* unreadable.*max_rejected = 0.01.*one/empty.png: empty file"
+    ):
+        run(config)
+
+
+def test_a_killed_job_resumes_and_ends_with_the_same_contexts(
+    first: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    one = {"backbones": ["demo:vit_a"], "variants": ["upl"]}
+    config = job_config(world, storage, train={"members": 4, "epochs": 6, "checkpoint_every": 1}, **one)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "jobs/upl.py", str(tmp_path / "job.yaml")]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 300
+        while not list(storage.glob("members-*/checkpoints/*.safetensors")) and job.poll() is None:
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    resumed = run(config)
+    assert resumed["status"] == "done"
+    assert np.array_equal(contexts(resumed["classifier"]), contexts(first["classifiers"]["upl"]))

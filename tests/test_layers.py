@@ -1,0 +1,101 @@
+"""The rings of the design: a pure core, Ray at the rim, nothing heavy where the command line starts."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "upl_ray"
+MODULES = sorted(PACKAGE.glob("*.py"))
+WITH_RAY = {"corpus", "embed", "encode_text", "pools", "label", "views", "train", "pipeline"}
+WITHOUT_TORCH = (
+    *("config", "schema", "artifacts", "images", "pseudo_labels", "metrics"),
+    *("corpus", "clip_spec", "progress", "score", "summary"),
+)
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: relative import"
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def siblings(path: Path) -> set[str]:
+    """Modules of this package that a file imports, `demo.locate` for a nested one."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "upl_ray":
+            inner = node.module.removeprefix("upl_ray").lstrip(".")
+            found |= {inner} if inner else set()
+            found |= {f"{inner}.{alias.name}".lstrip(".") for alias in node.names}
+    return found
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Qualified line and length of every function, its decorators left out."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield f"{path.name}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1
+
+
+def test_the_modules_of_the_rings_exist() -> None:
+    assert WITH_RAY | set(WITHOUT_TORCH) <= {p.stem for p in MODULES}
+
+
+def test_ray_is_imported_at_the_rim_only() -> None:
+    assert {p.stem for p in MODULES if "ray" in imports(p)} <= WITH_RAY
+    assert [p.name for p in (PACKAGE / "demo").glob("*.py") if "ray" in imports(p)] == []
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_torch_is_not_imported_by(module: str) -> None:
+    assert imports(PACKAGE / f"{module}.py") & {"torch", "torchvision", "open_clip"} == set()
+
+
+def test_importing_the_light_modules_loads_neither_torch_nor_ray() -> None:
+    light = ", ".join(f"upl_ray.{m}" for m in WITHOUT_TORCH)
+    code = f"import sys, {light}; print(sorted({{'torch', 'ray', 'open_clip', 'sklearn'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["classifier", "prompt_learner", "inputs", "score"])
+def test_ray_is_not_needed_by_anything_below(module: str) -> None:
+    seen, todo = set(), [PACKAGE / f"{module}.py"]
+    while todo:
+        path = todo.pop()
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        assert "ray" not in imports(path), f"{module} reaches {path.name}"
+        todo += [PACKAGE / f"{name.replace('.', '/')}.py" for name in siblings(path)]
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("path", [*PACKAGE.rglob("*.py"), *(ROOT / "jobs").glob("*.py")], ids=lambda p: p.stem)
+def test_a_file_fits_one_reading_and_pickles_nothing(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= (40 if path.parent.name == "jobs" else 300)
+    assert [name for name, lines in functions(path) if lines > 60] == []
+    assert imports(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"} == set()
+    assert not re.search(r"(?<!safetensors\.)torch\.(load|save)\(", path.read_text())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_nothing_happens_at_import(path: Path) -> None:
+    """Module level holds definitions and constants; a call there makes a constant, a logger or a type."""
+    for node in ast.parse(path.read_text()).body:
+        allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        assert isinstance(node, allowed) or docstring, f"{path.name}:{node.lineno}"
