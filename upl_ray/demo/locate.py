@@ -1,0 +1,30 @@
+"""Turns `demo:` names into folders: `demo:digits/corpus` and `demo:NAME` of a backbone."""
+
+from pathlib import Path
+
+BACKBONES = Path(__file__).parent / "backbones"
+DIGITS = Path("upl-demo") / "digits"
+
+
+def images(uri: str) -> str:
+    """Absolute address of a corpus; `demo:digits/...` is a folder beside the working directory, written when absent."""
+    if not uri.startswith("demo:"):
+        return uri if "://" in uri else str(Path(uri).expanduser().resolve())
+    part = uri.removeprefix("demo:digits/")
+    if part not in ("corpus", "scored"):
+        raise ValueError(f"There is no demo corpus {uri!r}; use demo:digits/corpus or demo:digits/scored.")
+    from upl_ray.demo.digits import write_digits  # scikit-learn takes a second to import; only the demo needs it
+
+    write_digits(DIGITS)
+    return str((DIGITS / part).resolve())
+
+
+def backbone(model: str) -> str:
+    """`demo:NAME` -> open_clip's `local-dir:` of the committed weights; other model names unchanged."""
+    if not model.startswith("demo:"):
+        return model
+    folder = BACKBONES / model.removeprefix("demo:")
+    if not folder.is_dir():
+        names = sorted(p.name for p in BACKBONES.iterdir())
+        raise ValueError(f"There is no demo backbone {model!r}; there are {['demo:' + n for n in names]}.")
+    return f"local-dir:{folder}"
