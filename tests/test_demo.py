@@ -96,7 +96,7 @@ def test_the_readme_s_ten_lines_classify_with_open_clip_alone(demo: dict[str, An
 
     expected, _ = load_classifier(demo["classifier"]).predict([Image.open(p) for p in images])
     for path, label in zip(images, expected, strict=True):
-        program = code[1].replace("IMAGE", repr(str(path))).replace("MODEL", f'"local-dir:{BACKBONES / "vit_a"}"')
+        program = code[1].replace("IMAGE", repr(str(path))).replace("MODEL", f'"local-dir:{BACKBONES / "vit_b"}"')
         result = subprocess.run(
             [sys.executable, "-c", program], cwd=demo["classifier"], capture_output=True, text=True, check=True
         )
