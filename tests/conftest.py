@@ -83,7 +83,7 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A real Ray cluster of this machine, with more CPU slots than cores: no pool ever waits for another's slot."""
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    """A real Ray cluster of this machine, with four CPU slots however many cores there are."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

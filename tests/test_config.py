@@ -5,6 +5,7 @@ from typing import Any
 
 import open_clip
 import pytest
+import torch
 import yaml
 
 from upl_ray.backbones import _quick_gelu, resolve
@@ -36,8 +37,10 @@ def refusal(tmp_path: Path, **changes: Any) -> str:
 def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
     train = read(tmp_path).train
     assert (train.n_ctx, train.members, train.epochs, train.batch_size, train.lr) == (16, 16, 50, 32, 0.002)
-    assert (train.momentum, train.weight_decay, train.crop_scale, train.flip) == (0.9, 5e-4, (0.08, 1.0), 0.5)
-    assert (read(tmp_path).label.top_k, train.n_views) == (16, 50)
+    assert (train.momentum, train.weight_decay) == (0.9, 5e-4)
+    views = read(tmp_path).views
+    assert (views.crop_scale, views.flip) == ((0.08, 1.0), 0.5)
+    assert (read(tmp_path).label.top_k, read(tmp_path).views.count) == (16, 50)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
         ({"storage_path": None}, ["storage_path", "string"]),
         ({"train": {"epochs": 0}}, ["train", "epochs", "greater than or equal to 1", "it is 0"]),
         ({"train": {"lr": "fast"}}, ["lr", "'fast'"]),
-        ({"train": {"crop_scale": [0.9, 0.2]}}, ["crop_scale", "smallest <= largest"]),
+        ({"views": {"crop_scale": [0.9, 0.2]}}, ["crop_scale", "smallest <= largest"]),
         ({"train": 3}, ["train", "it is 3"]),
         ({"label": {"top_k": 2.5}}, ["label", "top_k", "integer", "2.5"]),
         ({"variants": ["upl", "upl"]}, ["variants", "once"]),
@@ -152,28 +155,38 @@ def test_weights_and_activation_must_fit() -> None:
     tagged = Backbone(model="ViT-B-32", pretrained="openai")
     unfit = tagged.model_copy(update={"quick_gelu": False})
     with pytest.raises(ConfigError, match=r"'openai' of ViT-B-32 were trained with QuickGELU.*leave it out"):
-        _quick_gelu(unfit, without, {"quick_gelu": True}, "0" * 64)
-    assert _quick_gelu(unfit, with_it, {}, "0" * 64) is False
-    assert _quick_gelu(tagged, without, {"quick_gelu": True}, "0" * 64) is True
-    assert _quick_gelu(tagged, with_it, {}, "0" * 64) is True
-    assert _quick_gelu(tagged, without, {}, "0" * 64) is False
+        _quick_gelu(unfit, without, {"quick_gelu": True})
+    assert _quick_gelu(unfit, with_it, {}) is False
+    assert _quick_gelu(tagged, without, {"quick_gelu": True}) is True
+    assert _quick_gelu(tagged, with_it, {}) is True
+    assert _quick_gelu(tagged, without, {"url": "of a tag without the flag"}) is False
     forced = tagged.model_copy(update={"quick_gelu": True})
-    assert _quick_gelu(forced, without, {"quick_gelu": False}, "0" * 64) is True
+    assert _quick_gelu(forced, without, {"quick_gelu": False}) is True
 
 
 @pytest.mark.parametrize("model", UPL_STAR)
-def test_openais_weights_get_quick_gelu_by_tag_and_by_checksum(model: str) -> None:
-    url = open_clip.pretrained.get_pretrained_cfg(model, "openai")["url"]
-    cfg = open_clip.get_model_config(model)
-    assert _quick_gelu(Backbone(model=model, pretrained="openai"), cfg, {"quick_gelu": True}, "0" * 64)
-    assert _quick_gelu(Backbone(model=model, pretrained="/my/file.pt"), cfg, {}, url.split("/")[-2])
+def test_openais_weights_get_quick_gelu_by_tag_and_a_file_must_say(model: str) -> None:
+    cfg, published = open_clip.get_model_config(model), open_clip.pretrained.get_pretrained_cfg(model, "openai")
+    assert _quick_gelu(Backbone(model=model, pretrained="openai"), cfg, published)
+    file = Backbone(model=model, pretrained="/my/file.safetensors")
+    with pytest.raises(ConfigError, match=r"file.safetensors' of .* needs QuickGELU.*true for those of openai"):
+        _quick_gelu(file, cfg, {})
+    assert _quick_gelu(file.model_copy(update={"quick_gelu": True}), cfg, {})
+    assert not _quick_gelu(file.model_copy(update={"quick_gelu": False}), cfg, {})
+
+
+def test_a_torchscript_archive_is_refused_before_an_actor_dies_of_it(tmp_path: Path) -> None:
+    archive = str(tmp_path / "model.pt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), archive)
+    with pytest.raises(ConfigError, match=r"model.pt' are a TorchScript archive"):
+        resolve(Backbone(model="RN50", pretrained=archive, quick_gelu=True))
 
 
 def test_every_published_model_is_accepted_with_each_of_its_tags() -> None:
     """open_clip lists roberta-ViT-B-32/laion2b_s12b_b32k, whose own configuration has QuickGELU."""
     for model, tag in open_clip.list_pretrained():
         cfg, published = open_clip.get_model_config(model), open_clip.pretrained.get_pretrained_cfg(model, tag)
-        _quick_gelu(Backbone(model=model, pretrained=tag), cfg, {"quick_gelu": False, **published}, "0" * 64)
+        _quick_gelu(Backbone(model=model, pretrained=tag), cfg, published)
 
 
 def test_class_names_are_cleaned_and_kept_in_order() -> None:

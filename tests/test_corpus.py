@@ -191,9 +191,14 @@ def test_nothing_to_list_is_refused(root: Path, tmp_path: Path) -> None:
             find_images(bad)
 
 
-def test_images_are_read_in_order_and_a_missing_one_is_none(root: Path) -> None:
+def test_images_are_read_in_order_and_a_missing_one_has_a_reason(root: Path) -> None:
     ids = files(root)
     for i, image_id in enumerate(ids):
         write(root, image_id, f"content {i}")
     (root / ids[4]).unlink()
-    assert read_images(str(root), ids) == [None if i == 4 else f"content {i}".encode() for i in range(20)]
+    assert read_images(str(root), ids) == ["missing file" if i == 4 else f"content {i}".encode() for i in range(20)]
+
+
+def test_a_folder_that_is_absent_on_this_machine_is_no_reason_to_reject_its_images(root: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"None of 2 listed images is found under .* every node must reach"):
+        read_images(str(root / "not mounted here"), ["a.jpg", "b.jpg"])

@@ -72,7 +72,7 @@ def test_features_are_bitwise_equal_for_any_number_of_actors(
     cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
 ) -> None:
     results = []
-    for actors in (1, 3):
+    for actors in (1, 2):
         corpus = list_corpus(Store(str(tmp_path / str(actors))), Source(uri=str(pictures)), 10)
         embed([corpus], specs[:1], Compute(chunk_size=4, max_actors=actors))
         results.append(stored(corpus, specs[0]))

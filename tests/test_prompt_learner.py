@@ -20,7 +20,7 @@ LOGIT_SCALE = 20.0  # steep enough for large gradients, flat enough that no soft
 
 def train(**fields: object) -> Train:
     """A short recipe with a learning rate at which a small model's contexts move."""
-    small = {"n_ctx": 4, "members": 3, "epochs": 5, "batch_size": 8, "lr": 0.02, "views": 3}
+    small = {"n_ctx": 4, "members": 3, "epochs": 5, "batch_size": 8, "lr": 0.02}
     return Train(**{**small, **fields})
 
 

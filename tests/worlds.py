@@ -42,6 +42,7 @@ def job_config(world: Path, storage: Path | str, **sections: Any) -> Config:
         "backbones": list(BACKBONES),
         "storage_path": str(storage),
         "label": {"top_k": 4, "max_rejected": 0.05},
+        "views": {"count": 6},
         "train": {"members": 4, "epochs": 6, "checkpoint_every": 2},
         "compute": {"shard_size": 60, "chunk_size": 16},
     }

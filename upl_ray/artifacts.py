@@ -94,6 +94,11 @@ class Store:
         infos = self._target[0].get_file_info(selector)
         return sorted(i.base_name for i in infos if i.type == pafs.FileType.File and not i.base_name.endswith(".tmp"))
 
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder and all that is in it; none is no error."""
+        if self._target[0].get_file_info(self.path(folder)).type == pafs.FileType.Directory:
+            self._target[0].delete_dir(self.path(folder))
+
     def read_json(self, name: str) -> Any:
         """Parsed JSON file."""
         return json.loads(self.read(name))
@@ -184,10 +189,9 @@ class Artifact:
         return part
 
     def read_shard(self, shard: str, columns: list[str] | None = None) -> pa.Table:
-        """All committed rows of a shard; an empty table without columns if it has none."""
+        """All committed rows of a shard."""
         parts = self.read_commit(shard)["parts"]
-        tables = [self.store.read_table(self.name(p), columns) for p in parts]
-        return pa.concat_tables(tables) if tables else pa.table({})
+        return pa.concat_tables([self.store.read_table(self.name(p), columns) for p in parts])
 
 
 def provenance() -> dict[str, Any]:

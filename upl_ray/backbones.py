@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import logging
-from functools import lru_cache
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -84,21 +84,31 @@ def resolve(backbone: Backbone) -> ClipSpec:
         ConfigError: see `find_weights`; or weights and activation function do not fit.
     """
     source, weights, model_cfg, published = find_weights(backbone)
-    digest = sha256(weights)
+    _refuse_torchscript(weights)
     preprocess = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), published))
     size = model_cfg["vision_cfg"].get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
     geometry = Geometry(height, width, preprocess.interpolation, preprocess.resize_mode, preprocess.fill_color)
     return ClipSpec(
-        backbone=backbone,
+        backbone=_absolute(backbone),
         source=source,
-        weights_sha256=digest,
+        weights_sha256=sha256(weights),
         model_cfg=json.dumps(model_cfg, sort_keys=True),
         geometry=geometry,
         mean=_rgb(preprocess.mean),
         std=_rgb(preprocess.std),
-        quick_gelu=_quick_gelu(backbone, model_cfg, published, digest),
+        quick_gelu=_quick_gelu(backbone, model_cfg, published),
     )
+
+
+def _absolute(backbone: Backbone) -> Backbone:
+    """Workers stand in other folders, so relative places are made absolute."""
+    changes: dict[str, str] = {}
+    if backbone.model.startswith("local-dir:"):
+        changes["model"] = f"local-dir:{Path(backbone.model.removeprefix('local-dir:')).resolve()}"
+    elif backbone.pretrained and Path(backbone.pretrained).is_file():
+        changes["pretrained"] = str(Path(backbone.pretrained).resolve())
+    return backbone.model_copy(update=changes)
 
 
 def _rgb(value: Any) -> tuple[float, float, float]:
@@ -106,30 +116,42 @@ def _rgb(value: Any) -> tuple[float, float, float]:
     return float(r), float(g), float(b)
 
 
-def _quick_gelu(backbone: Backbone, model_cfg: dict[str, Any], published: dict[str, Any], digest: str) -> bool:
+def _quick_gelu(backbone: Backbone, model_cfg: dict[str, Any], published: dict[str, Any]) -> bool:
     """Whether the weights were trained with QuickGELU: a mismatch costs several points of accuracy silently.
 
-    The order of trust: the configuration, the pretrained tag, OpenAI's published checksums, the model's own entry.
+    A pretrained tag says it. A weights file does not, so where the model has weights of both kinds it must be said.
     """
-    configured = bool(model_cfg.get("quick_gelu", False))
-    needed = bool(published.get("quick_gelu")) or digest in openai_checksums()
+    configured, tagged = bool(model_cfg.get("quick_gelu", False)), bool(published.get("quick_gelu"))
     if backbone.quick_gelu is not None:
-        if needed and not backbone.quick_gelu:
+        if tagged and not backbone.quick_gelu:
             raise ConfigError(
                 f"The weights {backbone.pretrained!r} of {backbone.model} were trained with QuickGELU, but "
                 f"quick_gelu is false; leave it out."
             )
         return backbone.quick_gelu
-    if needed and not configured:
+    if not published and not configured and backbone.pretrained:  # a weights file of a named model
+        tags = open_clip.list_pretrained_tags_by_model(backbone.model)
+        quick = [t for t in tags if get_pretrained_cfg(backbone.model, t).get("quick_gelu")]
+        if quick:
+            raise ConfigError(
+                f"Say whether the weights file {backbone.pretrained!r} of {backbone.model} needs QuickGELU: "
+                f"quick_gelu: true for those of {', '.join(quick)}, else false."
+            )
+    if tagged and not configured:
         log.info("%s: QuickGELU switched on, as the weights %s need it", backbone.label, backbone.pretrained)
-    return needed or configured
+    return tagged or configured
 
 
-@lru_cache
-def openai_checksums() -> frozenset[str]:
-    """SHA-256 of OpenAI's original weight files, which their addresses contain."""
-    tags = [get_pretrained_cfg(m, "openai") for m in open_clip.list_models()]
-    return frozenset(t["url"].split("/")[-2] for t in tags if t and t.get("url"))
+def _refuse_torchscript(weights: Path) -> None:
+    """open_clip cannot load TorchScript archives safely; say so before an actor dies of it."""
+    if not zipfile.is_zipfile(weights):
+        return
+    with zipfile.ZipFile(weights) as archive:
+        if any("/code/" in name for name in archive.namelist()):
+            raise ConfigError(
+                f"The weights {str(weights)!r} are a TorchScript archive, which can run code; use the pretrained tag "
+                f"(`openai`) or save the state_dict as safetensors."
+            )
 
 
 def sha256(path: Path) -> str:

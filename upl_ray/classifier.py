@@ -5,6 +5,8 @@ Shapes: N images, C classes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from PIL import Image
@@ -14,7 +16,7 @@ from upl_ray.backbones import resolve
 from upl_ray.clip_model import ClipModel
 from upl_ray.config import Backbone
 from upl_ray.ensemble import Ensemble, load_ensemble
-from upl_ray.images import center_crop
+from upl_ray.images import Geometry, center_crop
 
 
 class Classifier:
@@ -58,4 +60,8 @@ def load_classifier(uri: str, backbone: Backbone | None = None) -> Classifier:
             f"The weights of {spec.backbone.model} differ from those the classifier was made with; "
             f"give the right ones as `backbone`."
         )
+    about = ensemble.metadata  # activation and preprocessing too are those the prompts were learned with
+    preprocess = dict(about["preprocess"])
+    mean, std = tuple(preprocess.pop("mean")), tuple(preprocess.pop("std"))
+    spec = replace(spec, quick_gelu=about["quick_gelu"], geometry=Geometry(**preprocess), mean=mean, std=std)
     return Classifier(ensemble, ClipModel(spec))

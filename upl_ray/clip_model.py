@@ -65,6 +65,10 @@ class ClipModel:
         """L2-normalised image features [N, D] of uint8 crops [N, H, W, 3], rounded to half precision for storage."""
         x = self.normalize_pixels(crops).to(self.dtype)
         features = torch.nn.functional.normalize(self.model.encode_image(x).float(), dim=-1)
+        if not features.isfinite().all():
+            raise ValueError(
+                f"{self.spec.name} gives features that are not finite in {self.dtype}; set its precision to fp32."
+            )
         return features.half().cpu().numpy()
 
     @torch.inference_mode()

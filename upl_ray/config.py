@@ -125,6 +125,28 @@ class Label(Section):
     )
 
 
+class Views(Section):
+    """The view bank: augmented views of the selected images, encoded once for all members (paper, section 4.1)."""
+
+    count: int = Field(
+        50,
+        ge=0,
+        description="Views of each selected image [count]; 50 is one for each epoch of the paper; 0: centre crop.",
+    )
+    crop_scale: tuple[float, float] = Field(
+        (0.08, 1.0), description="Share of the image's area that a random resized crop covers [0-1]; paper: 0.08 1."
+    )
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip [0-1]; paper: 0.5.")
+    seed: int = Field(0, ge=0, description="Seed of crops and flips.")
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("crop_scale needs 0 < smallest <= largest <= 1, for example [0.08, 1]")
+        return value
+
+
 class Train(Section):
     """Prompt learning (paper, section 4.1; the schedule as its authors' logs show it)."""
 
@@ -137,36 +159,15 @@ class Train(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD; CoOp: 0.9.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay of SGD; CoOp: 5e-4.")
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial context vectors; CoOp: 0.02.")
-    views: int | None = Field(
-        None,
-        ge=0,
-        description="Augmented views of each selected image [count]; None: one for each epoch; 0: centre crop only.",
-    )
-    crop_scale: tuple[float, float] = Field(
-        (0.08, 1.0), description="Share of the image's area that a random resized crop covers [0-1]; paper: 0.08 1."
-    )
-    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip [0-1]; paper: 0.5.")
     ensemble: Literal["probabilities", "logits"] = Field(
         "probabilities", description="What is averaged over members; paper: probabilities, its code: logits."
     )
-    seed: int = Field(0, ge=0, description="Seed of initialisations, sample order and views.")
+    seed: int = Field(0, ge=0, description="Seed of initialisations, order of samples and order of views.")
     checkpoint_every: int = Field(10, ge=1, description="Epochs between two checkpoints of a member [epochs]; ours.")
-
-    @property
-    def n_views(self) -> int:
-        """Augmented views of each selected image; 0 means the clean centre crop."""
-        return self.epochs if self.views is None else self.views
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1] <= 1:
-            raise ValueError("crop_scale needs 0 < smallest <= largest <= 1, for example [0.08, 1]")
-        return value
 
 
 class Compute(Section):
-    """How the work is spread. Nothing here changes a result, so nothing here is part of a fingerprint."""
+    """How the work is spread; no part of any fingerprint, since nothing here changes a result beyond rounding."""
 
     shard_size: int = Field(4096, ge=1, description="Images of a new shard, the unit of commit and resume [images].")
     chunk_size: int = Field(64, ge=1, description="Images that one model call encodes together [images].")
@@ -223,6 +224,7 @@ class Config(Section):
     )
     storage_path: str = Field(description="Folder of all results: a path, `s3://bucket/prefix`, any fsspec URL.")
     label: Label = Field(Label(), description="Pseudo-labels.")
+    views: Views = Field(Views(), description="Augmented views.")
     train: Train = Field(Train(), description="Prompt learning.")
     compute: Compute = Field(Compute(), description="Resources.")
 

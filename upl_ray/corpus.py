@@ -70,7 +70,7 @@ def find_images(uri: str) -> dict[str, str]:
     try:
         fs, root = open_filesystem(uri)
         infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"The images under {uri!r} cannot be listed ({error}); check the address and the access."
         ) from None
@@ -91,7 +91,10 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     Raises:
         ConfigError: see `find_images`.
     """
-    root = locate.images(source.uri)
+    try:
+        root = locate.images(source.uri)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     artifact = Artifact(store, "corpus", fingerprint({"version": VERSION, "root": root}))
     found = find_images(root)
     manifest = artifact.manifest() or {"shards": []}
@@ -109,7 +112,7 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
             shards.append(Shard(known["id"], known["rows"], frozenset(removed)))
     added = sorted(new.items())
     for first in range(0, len(added), shard_size):
-        shards.append(_new_shard(artifact, added[first : first + shard_size]))
+        shards.append(_new_shard(artifact, root, added[first : first + shard_size]))
     corpus = Corpus(artifact, root, tuple(shards), len(added))
     known = [{"id": s.id, "rows": s.rows, "removed": sorted(s.removed)} for s in shards]
     if known != manifest["shards"]:
@@ -117,8 +120,8 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     return corpus
 
 
-def _new_shard(artifact: Artifact, rows: list[tuple[str, str]]) -> Shard:
-    digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+def _new_shard(artifact: Artifact, root: str, rows: list[tuple[str, str]]) -> Shard:
+    digest = hashlib.sha256(repr((root, rows)).encode()).hexdigest()[:16]
     ids, versions = zip(*rows, strict=True)
     table = pa.table({"image_id": pa.array(ids), "version": pa.array(versions)}, schema=schema.LISTING)
     artifact.store.write_table(artifact.name(f"shards/{digest}.parquet"), table)
@@ -130,16 +133,29 @@ def read_listing(artifact: Artifact, shard: str) -> pa.Table:
     return artifact.store.read_table(artifact.name(f"shards/{shard}.parquet"))
 
 
-def read_images(root: str, image_ids: list[str]) -> list[bytes | None]:
-    """The files' bytes, in order, read concurrently; None where the file is missing or cannot be read."""
+def read_images(root: str, image_ids: list[str]) -> list[bytes | str]:
+    """The files' bytes, in order, read concurrently; a reason instead where a file is missing or not permitted.
+
+    Raises:
+        OSError: the storage does not answer; that says nothing about the image, so the task fails and is repeated.
+        RuntimeError: none of the files is there, so it is the folder that is missing on this machine.
+    """
     fs, folder = open_filesystem(root)
 
-    def read(image_id: str) -> bytes | None:
+    def read(image_id: str) -> bytes | str:
         try:
             with fs.open_input_stream(f"{folder}/{image_id}") as stream:
                 return bytes(stream.read())
-        except OSError:
-            return None
+        except FileNotFoundError:
+            return "missing file"
+        except PermissionError:
+            return "no permission to read the file"
 
     with ThreadPoolExecutor(IO_THREADS) as pool:
-        return list(pool.map(read, image_ids))
+        found = list(pool.map(read, image_ids))
+    if found and all(f == "missing file" for f in found):
+        raise RuntimeError(
+            f"None of {len(found)} listed images is found under {root} on this machine, for example {image_ids[0]}; "
+            f"every node must reach the same folder."
+        )
+    return found

@@ -45,17 +45,22 @@ Row = dict[str, Any]
 class Encoder:
     """Actor of one pool: adds the features of one backbone to each chunk and drops pixels nobody needs any more."""
 
-    def __init__(self, spec: ClipSpec, output: str, drop_pixels: bool) -> None:
-        if not torch.cuda.is_available():
+    def __init__(self, spec: ClipSpec, output: str, drop_pixels: bool, device: str, batch: int) -> None:
+        if device == "cpu":
             torch.set_num_threads(1)  # the same sums in the same order, however many cores the machine has
-        self.clip, self.output, self.drop_pixels = ClipModel(spec), output, drop_pixels
+        self.clip, self.output, self.drop_pixels, self.batch = (
+            ClipModel(spec, device=device),
+            output,
+            drop_pixels,
+            batch,
+        )
 
     def __call__(self, row: Row) -> Row:
-        """[n, H, W, 3] uint8 pixels -> [n, D] half-precision features."""
+        """[n, H, W, 3] uint8 pixels -> [n, D] half-precision features, at most `batch` images in one call."""
         key = self.clip.spec.geometry.key
-        features = self.clip.encode_crops(row[key])
+        slices = [row[key][i : i + self.batch] for i in range(0, len(row[key]), self.batch)]
         kept = {k: v for k, v in row.items() if not (self.drop_pixels and k == key)}
-        return {**kept, self.output: features}
+        return {**kept, self.output: np.concatenate([self.clip.encode_crops(s) for s in slices])}
 
 
 def embed(corpora: list[Corpus], specs: list[ClipSpec], compute: Compute) -> None:
@@ -88,12 +93,18 @@ def _embed_pass(store: Store, specs: list[ClipSpec], work: list[tuple[Corpus, Sh
         for i, (_, s) in enumerate(work)
         for first in range(0, s.rows, span)
     ]
-    decoder = ChunkDecoder([(c, s.removed) for c, s in work], list(geometries.values()), compute.chunk_size)
+    decoder = ChunkDecoder([c for c, _ in work], list(geometries.values()), compute.chunk_size)
     dataset = ray.data.from_items(spans, override_num_blocks=min(len(spans), 4096)).flat_map(decoder)
     for spec in specs:
         dataset = dataset.map(
             Encoder,  # type: ignore[arg-type]  # Ray's annotation does not know callable classes
-            fn_constructor_args=(spec, f"features_{spec.name}", last_user[spec.geometry.key] == spec.name),
+            fn_constructor_args=(
+                spec,
+                f"features_{spec.name}",
+                last_user[spec.geometry.key] == spec.name,
+                pool.device,
+                compute.chunk_size,
+            ),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.max_actors),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
@@ -107,12 +118,12 @@ def _embed_pass(store: Store, specs: list[ClipSpec], work: list[tuple[Corpus, Sh
 class ChunkDecoder:
     """Reads and decodes spans of shards into chunks; a plain callable that runs in CPU tasks."""
 
-    def __init__(self, work: list[tuple[Corpus, frozenset[str]]], geometries: list[Geometry], chunk_size: int) -> None:
-        self.work, self.geometries, self.chunk_size = work, geometries, chunk_size
+    def __init__(self, corpora: list[Corpus], geometries: list[Geometry], chunk_size: int) -> None:
+        self.corpora, self.geometries, self.chunk_size = corpora, geometries, chunk_size
 
     def __call__(self, span: Row) -> Iterator[Row]:
         """One row for each chunk; a bad image keeps its place with black pixels and a reason."""
-        corpus, _removed = self.work[span["corpus"]]
+        corpus = self.corpora[span["corpus"]]
         shard = next(s for s in corpus.shards if s.id == span["shard"])
         ids = corpus.listing(shard)
         for first in range(span["first"], span["last"], self.chunk_size):
@@ -126,8 +137,8 @@ def decode_chunk(root: str, image_ids: list[str], geometries: list[Geometry]) ->
     pixels = {g.key: np.zeros((len(image_ids), g.height, g.width, 3), np.uint8) for g in geometries}
     for i, data in enumerate(read_images(root, image_ids)):
         try:
-            if data is None:
-                raise images.Rejected("missing or unreadable file")
+            if isinstance(data, str):
+                raise images.Rejected(data)
             image = images.decode(data)
             crops = {g.key: images.center_crop(image, g) for g in geometries}
         except images.Rejected as error:

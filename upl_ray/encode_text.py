@@ -23,7 +23,7 @@ def encode_classnames(
     todo = [(s, a) for s, a in artifacts if a.manifest() is None]
     pool = plan_pools(len(specs), ray.cluster_resources(), compute)
     task = ray.remote(num_cpus=1, num_gpus=pool.num_gpus)(_encode)
-    pending = [task.remote(a, s, fill_template(template, classnames)) for s, a in todo]
+    pending = [task.remote(a, s, fill_template(template, classnames), pool.device) for s, a in todo]
     progress = Progress("text", len(pending), "backbones")
     while pending:
         ready, pending = ray.wait(pending)
@@ -32,7 +32,7 @@ def encode_classnames(
     progress.finish()
 
 
-def _encode(artifact: Artifact, spec: ClipSpec, prompts: list[str]) -> None:
+def _encode(artifact: Artifact, spec: ClipSpec, prompts: list[str], device: str) -> None:
     torch.set_num_threads(1)
-    clip = ClipModel(spec, precision="fp32")
+    clip = ClipModel(spec, precision="fp32", device=device)
     write_text_features(artifact, clip.encode_texts(prompts), clip.logit_scale)

@@ -34,7 +34,6 @@ DECODE_ERRORS = (
         EOFError,
         TypeError,
         AttributeError,
-        MemoryError,
         RuntimeError,
     ),
     *(struct.error, zlib.error, Image.DecompressionBombError),
@@ -59,6 +58,7 @@ class Geometry:
     def key(self) -> str:
         """Name of the pixel column; models that share it share the decoded crop."""
         mode = "" if (self.resize_mode, self.interpolation) == ("shortest", "bicubic") else f"_{self.resize_mode}"
+        mode += str(self.fill_color) if self.resize_mode == "longest" else ""
         return f"pixels_{self.height}x{self.width}{mode}{'_bilinear' if self.interpolation == 'bilinear' else ''}"
 
     @property

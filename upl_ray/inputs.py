@@ -13,6 +13,7 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Config, ConfigError
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.text_encoder import prompt_tokens
+from upl_ray.zero_shot import fill_template
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,13 @@ def prepare(config: Config) -> Inputs:
     Raises:
         ConfigError: storage cannot be written, no images, bad class names, a model that is not found or does not fit.
     """
-    store = Store(config.storage_path if "://" in config.storage_path else str(Path(config.storage_path).resolve()))
+    path = config.storage_path
+    if "?" in path:
+        raise ConfigError(f"storage_path {path!r} has options behind `?`; set them in the environment (AWS_...).")
+    store = Store(path if "://" in path else str(Path(path).expanduser().resolve()))
     try:
         store.write_json("config.json", config.model_dump(mode="json"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"storage_path {config.storage_path!r} cannot be written ({error}); check it and its access."
         ) from None
@@ -63,8 +67,21 @@ def prepare(config: Config) -> Inputs:
     prompt_tokens(
         load_tokenizer(specs[config.target_backbone.label].source), classnames, config.train.n_ctx
     )  # names must fit
+    for spec in specs.values():
+        _check_prompts(spec, fill_template(config.template, classnames))
     log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
     return Inputs(config, store, classnames, corpus, scored, specs)
+
+
+def _check_prompts(spec: ClipSpec, prompts: list[str]) -> None:
+    """Refuse zero-shot prompts that fill the model's context: its tokenizer cuts longer ones without a word."""
+    tokenizer = load_tokenizer(spec.source)
+    full = tokenizer(prompts)[:, -1] != tokenizer(["a"])[0, -1]
+    if full.any():
+        prompt = prompts[int(full.int().argmax())]
+        raise ConfigError(
+            f"The prompt {prompt!r} does not fit the context of {spec.name}; shorten the name or template."
+        )
 
 
 def read_classnames(config: Config, corpus: Corpus) -> tuple[str, ...]:
@@ -77,7 +94,7 @@ def read_classnames(config: Config, corpus: Corpus) -> tuple[str, ...]:
     if isinstance(given, tuple):
         return check_classnames(list(given))
     if given == "folders":
-        ids = (i for shard in corpus.shards for i in corpus.listing(shard))
+        ids = (i for shard in corpus.shards for i in corpus.listing(shard) if i not in shard.removed)
         return check_classnames(sorted({i.split("/", 1)[0] for i in ids if "/" in i}))
     try:
         folder, _, name = given.rpartition("/")

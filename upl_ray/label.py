@@ -41,7 +41,7 @@ def pseudo_label_artifact(
     """Where the pseudo-labels of some fused labelers lie, for all corpora."""
     identity = {
         "version": VERSION,
-        "features": sorted(feature_artifact(store, s).fingerprint for s in labelers),
+        "features": sorted([s.name, feature_artifact(store, s).fingerprint] for s in labelers),
         "prompts": fill_template(template, classnames),
     }
     return Artifact(store, "pseudo_labels", fingerprint(identity))
@@ -91,10 +91,13 @@ def prediction_artifact(store: Store, classifier: Artifact, spec: ClipSpec) -> A
     return Artifact(store, "predictions", fingerprint({"version": VERSION, "upstream": upstream}))
 
 
-def predict(corpora: list[Corpus], classifier: Artifact, spec: ClipSpec, compute: Compute) -> Artifact:
+def predict(
+    corpora: list[Corpus], classifier: Artifact, spec: ClipSpec, rejected: dict[str, str], compute: Compute
+) -> Artifact:
     """Classify every shard that is not classified yet from the target's cached features.
 
-    The manifest lists the files that hold the predictions of the first corpus as it is now.
+    The manifest lists the files that hold the predictions of the first corpus as it is now; its `rejected` images
+    (id -> reason) are written beside them.
     """
     store = corpora[0].artifact.store
     artifact = prediction_artifact(store, classifier, spec)
@@ -102,7 +105,6 @@ def predict(corpora: list[Corpus], classifier: Artifact, spec: ClipSpec, compute
     _each_shard("predictions", corpora, artifact, lambda shard: predict_shard(shard, features, classifier.uri), compute)
     commits = artifact.read_commits(s.state for s in corpora[0].shards)
     parts = [p for c in commits for p in c["parts"]]
-    rejected = rejected_images(features, corpora[0].shards)
     rows = [{"image_id": i, "reason": r} for i, r in sorted(rejected.items())]
     store.write_table(artifact.name("rejected.parquet"), pa.Table.from_pylist(rows, schema=schema.REJECTED))
     artifact.finish(classifier=classifier.folder, images=sum(c["rows"] for c in commits), parts=parts)

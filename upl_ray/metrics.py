@@ -19,22 +19,6 @@ def accuracy(predicted: Labels, true: Labels) -> float:
     return float((predicted[known] == true[known]).mean()) if known.any() else float("nan")
 
 
-def class_shares(predicted: Labels, n_classes: int) -> list[float]:
-    """Share of the images that each class gets [C]."""
-    shares: list[float] = (np.bincount(predicted, minlength=n_classes) / max(len(predicted), 1)).tolist()
-    return shares
-
-
-def precision_per_class(predicted: Labels, true: Labels, n_classes: int) -> list[float]:
-    """For each class the share of its pseudo-labels that are right [C]; NaN for a class without any."""
-    known = true != UNLABELED
-    predicted, true = predicted[known], true[known]
-    counts = np.bincount(predicted, minlength=n_classes)
-    right = np.bincount(predicted[predicted == true], minlength=n_classes)
-    precision: list[float] = np.where(counts > 0, right / np.maximum(counts, 1), np.nan).tolist()
-    return precision
-
-
 def imbalance(counts: list[int]) -> float:
     """Images of the largest class over those of the smallest; infinite if a class has none."""
     return max(counts) / min(counts) if min(counts) else float("inf")

@@ -89,6 +89,13 @@ class _Work:
         )
         resources = ray.cluster_resources()
         log.info("%-12s %g CPUs, %g GPUs", "ray", resources.get("CPU", 0), resources.get("GPU", 0))
+        if not resources.get("CPU"):
+            raise RuntimeError(
+                "The cluster has no CPU for work; start at least one worker node (min_workers: 1) before the job."
+            )
+        nodes = sum(n["Alive"] for n in ray.nodes())
+        if nodes > 1 and "://" not in config.storage_path:
+            log.warning("storage_path %s is local: all %d nodes must share it", config.storage_path, nodes)
 
 
 def _embed(inputs: Inputs, work: _Work) -> None:
@@ -98,6 +105,10 @@ def _embed(inputs: Inputs, work: _Work) -> None:
     else:
         work.start(inputs.config)
         embed(inputs.corpora, specs, inputs.config.compute)
+    for spec in specs:
+        artifact = feature_artifact(inputs.store, spec)
+        if artifact.manifest() is None:
+            artifact.finish(backbone=spec.backbone.model_dump(), identity=spec.identity())
     for corpus in inputs.corpora:
         rejected = _rejected(inputs, corpus)
         share = len(rejected) / max(corpus.images, 1)
@@ -133,15 +144,16 @@ def _learn(inputs: Inputs, variant: str, work: _Work) -> dict[str, Artifact]:
         encode_classnames(inputs.store, labelers, classnames, template, compute)
     if label.unfinished(inputs.corpora, pseudo):
         work.start(config)
-        label.pseudo_label(inputs.corpora, labelers, classnames, template, compute)
+    label.pseudo_label(inputs.corpora, labelers, classnames, template, compute)
     selection = _select(inputs, pseudo)
-    views = view_artifact(inputs.store, selection, inputs.target, config.train)
+    views = view_artifact(inputs.store, selection, inputs.target, config.views)
     if views.manifest() is None:
         work.start(config)
-        make_views(inputs.corpus, selection, inputs.target, config.train, compute)
+        make_views(inputs.corpus, selection, inputs.target, config.views, compute)
     members = member_artifact(inputs.store, views, inputs.target, classnames, config.train)
     if unfinished_members(members, config.train):
         work.start(config)
+    if members.manifest() is None or unfinished_members(members, config.train):
         train.train_members(train.Task(members, selection, views, inputs.target, classnames, config.train, compute))
     else:
         log.info("%-12s already there: %d members of %s", "training", config.train.members, variant)
@@ -149,7 +161,7 @@ def _learn(inputs: Inputs, variant: str, work: _Work) -> dict[str, Artifact]:
     predictions = label.prediction_artifact(inputs.store, classifier, inputs.target)
     if label.unfinished(inputs.corpora, predictions):
         work.start(config)
-    label.predict(inputs.corpora, classifier, inputs.target, compute)
+    label.predict(inputs.corpora, classifier, inputs.target, _rejected(inputs, inputs.corpus), compute)
     return {
         "pseudo": pseudo,
         "selection": selection,

@@ -18,6 +18,11 @@ class Pool:
     num_gpus: float
     max_actors: int
 
+    @property
+    def device(self) -> str:
+        """Where its actors compute; Ray does not hide GPUs from actors that asked for none."""
+        return "cuda" if self.num_gpus else "cpu"
+
 
 def plan_pools(n_backbones: int, cluster: dict[str, float], compute: Compute) -> Pool:
     """Fit one actor pool for each backbone into the cluster, leaving two CPUs to read, decode and write.

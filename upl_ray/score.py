@@ -53,7 +53,7 @@ def score_zero_shot(
     corpus: Corpus, labels: str, pseudo: Artifact, labelers: list[str], classnames: tuple[str, ...]
 ) -> dict[str, Any]:
     """Accuracy of each labeler and of their fusion, and what a confidence threshold would have selected."""
-    tally, over = Tally(), np.zeros((2, len(classnames)), np.int64)  # over: images above the threshold, and right ones
+    tally, above, judged, right = Tally(), np.zeros(len(classnames), np.int64), 0, 0
     shares = np.zeros(len(classnames), np.int64)
     for shard in corpus.shards:
         table = pseudo.read_shard(shard.state)
@@ -63,16 +63,17 @@ def score_zero_shot(
         own, fused = _lists(table, "backbone_labels"), table["pseudo_label"].to_numpy()
         tally.add(true, {"fused": fused, **{name: own[:, i] for i, name in enumerate(labelers)}})
         high = table["confidence"].to_numpy() >= THRESHOLD
-        over[0] += np.bincount(fused[high], minlength=len(classnames))
-        over[1] += np.bincount(fused[high & (fused == true)], minlength=len(classnames))
+        above += np.bincount(fused[high], minlength=len(classnames))
+        judged += int((high & (true != metrics.UNLABELED)).sum())
+        right += int((high & (fused == true)).sum())
         shares += np.bincount(fused, minlength=len(classnames))
     return {
         "accuracy": tally.accuracies(),
         "images_per_class": shares.tolist(),
         "threshold": {
             "confidence": THRESHOLD,
-            "images_per_class": over[0].tolist(),
-            "precision": over[1].sum() / over[0].sum() if tally.labeled and over[0].sum() else None,
+            "images_per_class": above.tolist(),
+            "precision": right / judged if judged else None,
         },
     }
 

@@ -15,7 +15,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ from upl_ray.views import read_views
 
 log = logging.getLogger(__name__)
 
+TRIALS = "trials"  # folder of Ray Tune's and Ray Train's own files while they run
 TRIAL_DRIVER_CPU = 0.01  # of a trial that only waits for its Ray Train workers; Tune refuses 0
 TRAIN_WORKER_CPU = 0.9  # leaves room for the trial's driver: whole CPUs for all workers would wait for ever
 REPORT_INTERVAL_S = 1.0  # between two reports of a trial to Tune, each of which waits for the driver
@@ -55,6 +56,7 @@ class Task:
     classnames: tuple[str, ...]
     recipe: Train
     compute: Compute
+    resources: dict[str, float] = field(default_factory=dict)  # of one worker
 
     def about(self) -> dict[str, Any]:
         """What a stored prompt says about its making."""
@@ -94,15 +96,17 @@ def train_members(task: Task) -> Artifact:
     if todo:
         groups, resources = plan_trials(todo, ray.cluster_resources(), compute)
         log.info("%-12s %d members in %d concurrent trial(s) of %d", "training", len(todo), len(groups), len(groups[0]))
-        _run_trials(task, groups, resources)
+        _run_trials(replace(task, resources=resources), groups)
     missing = unfinished_members(artifact, recipe)
     if missing:
         raise RuntimeError(f"Members {missing} are not finished; run the job again to go on from their checkpoints.")
+    artifact.store.delete_folder(artifact.name(TRIALS))  # Tune's own records; nothing is restored from them
     finish_members(artifact, recipe)
     return artifact
 
 
-def _run_trials(task: Task, groups: list[list[int]], resources: dict[str, float]) -> None:
+def _run_trials(task: Task, groups: list[list[int]]) -> None:
+    resources = task.resources
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output prints tables even when verbose is 0
     own = (
         {"cpu": TRIAL_DRIVER_CPU}
@@ -116,7 +120,7 @@ def _run_trials(task: Task, groups: list[list[int]], resources: dict[str, float]
         tune_config=tune.TuneConfig(max_concurrent_trials=len(groups)),
         run_config=tune.RunConfig(
             name=f"run-{uuid.uuid4().hex[:8]}",
-            storage_path=task.artifact.store.join(task.artifact.name("trials")),
+            storage_path=task.artifact.store.join(task.artifact.name(TRIALS)),
             failure_config=tune.FailureConfig(max_failures=2),
             callbacks=[progress],
             verbose=0,
@@ -149,16 +153,19 @@ def run_trial(task: Task, config: dict[str, Any]) -> None:
     if task.compute.workers_per_trial == 1:
         train_group(task, config["members"], tune.report)
         return
-    _, resources = plan_trials(config["members"], ray.cluster_resources(), task.compute)
+    wait_s = str(task.compute.wait_for_resources_s)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", wait_s)
     trainer = TorchTrainer(
         partial(train_worker, task),
         train_loop_config={"members": config["members"]},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=task.compute.workers_per_trial, use_gpu="GPU" in resources, resources_per_worker=resources
+            num_workers=task.compute.workers_per_trial,
+            use_gpu="GPU" in task.resources,
+            resources_per_worker=task.resources,
         ),
         run_config=ray.train.RunConfig(
             name=f"train-{tune.get_context().get_trial_id()}-{uuid.uuid4().hex[:8]}",
-            storage_path=task.artifact.store.join(task.artifact.name("trials")),
+            storage_path=task.artifact.store.join(task.artifact.name(TRIALS)),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Ray documents exactly this use
         ),
     )
@@ -178,9 +185,10 @@ def train_worker(task: Task, config: dict[str, Any]) -> None:
 
 def train_group(task: Task, members: list[int], report: Report) -> None:
     """Train some members as one batch from their last checkpoints, and write each to storage."""
-    if not torch.cuda.is_available():
+    device = "cuda" if task.resources.get("GPU") else "cpu"
+    if device == "cpu":
         torch.set_num_threads(1)  # the same sums in the same order, however many cores the machine has
-    clip = ClipModel(task.spec, precision="fp32")
+    clip = ClipModel(task.spec, precision="fp32", device=device)
     encoder = TextEncoder(clip, task.classnames, task.recipe.n_ctx)
     features, labels = read_views(task.views, task.selection)
     checkpoints = {m: read_checkpoint(task.artifact, m) for m in members}

@@ -20,7 +20,7 @@ from torch import Tensor
 from upl_ray import images, schema
 from upl_ray.artifacts import Artifact, Store, fingerprint
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Compute, Train
+from upl_ray.config import Compute, Views
 from upl_ray.corpus import Corpus, read_images
 from upl_ray.embed import Encoder
 from upl_ray.pools import configure_data, plan_pools
@@ -29,21 +29,21 @@ from upl_ray.progress import Progress
 VERSION = 1  # raise when the same images give other views
 
 
-def view_artifact(store: Store, selection: Artifact, spec: ClipSpec, recipe: Train) -> Artifact:
-    """Where the views of a selection lie; the recipe's other fields do not touch them."""
+def view_artifact(store: Store, selection: Artifact, spec: ClipSpec, views: Views) -> Artifact:
+    """Where the views of a selection lie; the training recipe does not touch them."""
     identity = {
         "version": VERSION,
         "selection": selection.fingerprint,
         "clip": spec.identity(),
-        "views": [recipe.n_views, recipe.seed, list(recipe.crop_scale), recipe.flip],
+        "views": views.model_dump(),
     }
     return Artifact(store, "views", fingerprint(identity))
 
 
-def make_views(corpus: Corpus, selection: Artifact, spec: ClipSpec, recipe: Train, compute: Compute) -> Artifact:
-    """Encode `recipe.n_views` random crops of each selected image, or its centre crop if that is 0."""
+def make_views(corpus: Corpus, selection: Artifact, spec: ClipSpec, views: Views, compute: Compute) -> Artifact:
+    """Encode `views.count` random crops of each selected image, or its centre crop if that is 0."""
     store = corpus.artifact.store
-    artifact = view_artifact(store, selection, spec, recipe)
+    artifact = view_artifact(store, selection, spec, views)
     if artifact.manifest() is not None:
         return artifact
     configure_data(compute)
@@ -51,14 +51,14 @@ def make_views(corpus: Corpus, selection: Artifact, spec: ClipSpec, recipe: Trai
     pool = plan_pools(1, ray.cluster_resources(), compute)
 
     def crop(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, spec.geometry.key: crop_views(corpus.root, row["image_id"], spec, recipe)}
+        return {**row, spec.geometry.key: crop_views(corpus.root, row["image_id"], spec, views)}
 
     dataset = (
         ray.data.from_items([{"image_id": i} for i in ids], override_num_blocks=min(len(ids), 256))
         .map(crop)
         .map(
             Encoder,  # type: ignore[arg-type]  # Ray's annotation does not know callable classes
-            fn_constructor_args=(spec, "views", True),
+            fn_constructor_args=(spec, "views", True, pool.device, compute.chunk_size),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.max_actors),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
@@ -82,23 +82,19 @@ def make_views(corpus: Corpus, selection: Artifact, spec: ClipSpec, recipe: Trai
     return artifact
 
 
-def crop_views(root: str, image_id: str, spec: ClipSpec, recipe: Train) -> images.Crop:
+def crop_views(root: str, image_id: str, spec: ClipSpec, views: Views) -> images.Crop:
     """The views of one image as uint8 crops [V, H, W, 3].
 
     Raises:
         ValueError: the image cannot be read any more, though it could when the corpus was embedded.
     """
     data = read_images(root, [image_id])[0]
-    if data is None:
-        raise ValueError(
-            f"The selected image {image_id} is gone from {root}; run the job again to list the corpus anew."
-        )
+    if isinstance(data, str):
+        raise ValueError(f"The selected image {image_id} of {root}: {data}; run the job again to list the corpus anew.")
     image = images.decode(data)
-    if recipe.n_views == 0:
+    if views.count == 0:
         return images.center_crop(image, spec.geometry)[None]
-    return images.random_views(
-        image, spec.geometry, image_id, recipe.n_views, recipe.seed, recipe.crop_scale, recipe.flip
-    )
+    return images.random_views(image, spec.geometry, image_id, views.count, views.seed, views.crop_scale, views.flip)
 
 
 def read_views(artifact: Artifact, selection: Artifact) -> tuple[Tensor, Tensor]:
