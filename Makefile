@@ -3,6 +3,7 @@
 #   make demo           install, then run the main job on the embedded demo (ARGS="--train.epochs 10" adds overrides)
 #   make test           install with the developers' tools, then run the whole test suite (ARGS="-k top_k -x")
 #   make lint           ruff and mypy
+#   make bench          the benchmarks (benchmarks/README.md), each with one line of JSON
 #   make demo-weights   train the demo's backbones again
 #   make constraints    resolve constraints.txt again, keeping the pins that still fit (UPGRADE=1: newest of everything)
 #   make clean          remove the environment and all caches
@@ -10,7 +11,7 @@
 # PYTHON=/path/to/python chooses the interpreter; VENV=folder another place for the environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint demo-weights constraints clean
+.PHONY: help demo test lint bench demo-weights constraints clean
 .DELETE_ON_ERROR:
 
 VENV ?= .venv
@@ -38,6 +39,10 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy $(wildcard upl_ray jobs benchmarks)
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/python -m benchmarks.prompt_step $(ARGS)
+	$(VENV)/bin/python -m benchmarks.training
 
 demo-weights: $(VENV)/.installed
 	$(VENV)/bin/python -m upl_ray.demo.pretrain $(ARGS)

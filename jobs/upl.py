@@ -8,7 +8,8 @@ import logging
 import sys
 from pathlib import Path
 
-from upl_ray.config import ConfigError, load_config
+from upl_ray.command_line import load_config
+from upl_ray.config import ConfigError
 
 
 def main() -> int:

@@ -10,7 +10,8 @@ import yaml
 
 from upl_ray.backbones import _quick_gelu, resolve
 from upl_ray.classnames import check_classnames
-from upl_ray.config import UPL_STAR, Backbone, Config, ConfigError, load_config
+from upl_ray.command_line import load_config
+from upl_ray.config import UPL_STAR, Backbone, Config, ConfigError
 from upl_ray.zero_shot import fill_template
 
 GOOD: dict[str, Any] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from upl_ray.config import load_config
+from upl_ray.command_line import load_config
 from upl_ray.demo.locate import BACKBONES
 from upl_ray.metrics import imbalance
 from upl_ray.pipeline import run

@@ -90,7 +90,7 @@ def test_view_orders_are_permutations_that_differ_between_images_members_and_see
 
 
 def test_initial_contexts_are_normal_with_the_configured_deviation() -> None:
-    draws = np.stack([initial_ctx(Train(), m, 512) for m in range(16)])
+    draws = np.stack([initial_ctx(Train(), m, (16, 512)) for m in range(16)])
     assert draws.shape == (16, 16, 512)
     assert draws.std() == pytest.approx(0.02, rel=0.02)  # the standard error of 131,072 draws is 0.2 %
     assert abs(draws.mean()) < 4 * 0.02 / math.sqrt(draws.size)
@@ -102,7 +102,7 @@ def test_one_epoch_equals_hand_written_sgd(encoder: TextEncoder, data: tuple[Ten
     recipe = train(weight_decay=0.03)
     features, labels = data
     ours = learner(encoder, data, [2], recipe)
-    ctx = torch.from_numpy(initial_ctx(recipe, 2, encoder.width))
+    ctx = torch.from_numpy(initial_ctx(recipe, 2, encoder.ctx_shape))
     velocity = torch.zeros_like(ctx)
     for epoch in range(3):
         losses: list[float] = []
@@ -143,7 +143,7 @@ def test_a_member_does_not_depend_on_its_group(
             assert apart.train_epoch(epoch) == pytest.approx(losses[epoch, members].tolist(), rel=1e-5)
         # Not bitwise: matrix products of another shape round differently, and five epochs carry it on.
         torch.testing.assert_close(apart.ctx.detach(), together.ctx.detach()[members], rtol=0, atol=1e-5)
-    start = torch.from_numpy(initial_ctx(train(), 0, encoder.width))
+    start = torch.from_numpy(initial_ctx(train(), 0, encoder.ctx_shape))
     assert (together.ctx[0] - start).abs().max() > 0.1  # they have learned,
     assert (together.ctx[0] - together.ctx[1]).abs().max() > 0.1  # each something else
 

@@ -11,7 +11,7 @@ from conftest import MakeClip, resolve_folder, write_model
 from torch import Tensor
 
 from upl_ray.clip_model import ClipModel
-from upl_ray.config import ConfigError
+from upl_ray.config import ClassPosition, ConfigError
 from upl_ray.text_encoder import TextEncoder
 
 TEMPLATE_CTX = "a photo of a"
@@ -136,20 +136,38 @@ def test_any_lengths_and_order_of_names_and_any_context_give_the_same(small_clip
     check_against_open_clip(small_clip, names, random_ctx(small_clip, rng.randint(1, 3), n_ctx))
 
 
-@pytest.mark.parametrize("shape", [n for n, (_, mode) in SHAPES.items() if mode != "own"], indirect=True)
-def test_the_truncated_pass_equals_the_plain_one(shape: tuple[ClipModel, str]) -> None:
-    clip, _ = shape
-    encoder = TextEncoder(clip, NAMES, 6)
-    assert encoder.length < encoder.ids.shape[1]
-    contexts = random_ctx(clip, 2, 6).requires_grad_()
+@pytest.mark.parametrize("specific", [False, True])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_every_pass_and_any_chunking_of_classes_give_the_same(
+    shape: tuple[ClipModel, str], position: ClassPosition, specific: bool
+) -> None:
+    clip, fastest = shape
+    encoder = TextEncoder(clip, NAMES, 6, position, specific)
+    shared_prefix = position == "end" and not specific
+    assert encoder.mode == (fastest if shared_prefix or fastest == "own" else "truncated")
+    passes = ["own"] + ["truncated"] * (fastest != "own") + ["packed"] * (shared_prefix and fastest == "packed")
+    contexts = random_ctx(clip, 2, *encoder.ctx_shape[:-1]).requires_grad_()
     results = []
-    for pass_ in (encoder._truncated, encoder._plain):
-        features = torch.nn.functional.normalize(pass_(contexts), dim=-1)
-        (gradient,) = torch.autograd.grad(features[..., 0].square().sum(), contexts)
-        results.append((features, gradient))
-    (cut, cut_gradient), (plain, plain_gradient) = results
-    torch.testing.assert_close(cut, plain, rtol=0, atol=2e-6)
-    torch.testing.assert_close(cut_gradient, plain_gradient, rtol=0, atol=float(1e-5 * plain_gradient.abs().max()))
+    for encoder.mode in passes:
+        for chunks in (1, 3, len(NAMES)):
+            encoder.split(chunks)
+            features = encoder(contexts)
+            (gradient,) = torch.autograd.grad(features[..., 0].square().sum(), contexts)
+            results.append((features, gradient))
+    for features, gradient in results[1:]:
+        torch.testing.assert_close(features, results[0][0], rtol=0, atol=2e-6)
+        torch.testing.assert_close(gradient, results[0][1], rtol=0, atol=float(1e-5 * results[0][1].abs().max()))
+
+
+@pytest.mark.parametrize(("position", "text"), [("middle", "a photo {} of a."), ("front", "{} a photo of a.")])
+def test_the_class_name_stands_where_it_is_asked_for(
+    shape: tuple[ClipModel, str], position: ClassPosition, text: str
+) -> None:
+    clip, _ = shape
+    ctx = word_embeddings(clip, TEMPLATE_CTX)
+    features = TextEncoder(clip, NAMES, len(ctx), position)(ctx[None])[0]
+    expected = clip.encode_texts([text.format(name) for name in NAMES])
+    torch.testing.assert_close(features, expected, rtol=0, atol=2e-6)
 
 
 def test_quick_gelu_is_what_the_configuration_says(make_clip: MakeClip) -> None:
@@ -184,4 +202,4 @@ def test_the_most_context_that_fits_works(small_clip: ClipModel) -> None:
     encoder = TextEncoder(small_clip, ("dog", "cat"), 16)  # start, 16 of context, name, ".", end
     features = encoder(torch.zeros(1, 16, encoder.width))
     assert bool(torch.isfinite(features).all())
-    assert encoder.length == encoder.ids.shape[1]
+    assert int(encoder.eos.max()) + 1 == encoder.ids.shape[1]

@@ -1,4 +1,4 @@
-"""The whole configuration: one typed, frozen model, read from YAML and overridden on the command line.
+"""The whole configuration: one typed, frozen model.
 
 Defaults are the published recipe (paper: arXiv 2204.03649, sections 4.1 and 4.2) unless a field says otherwise.
 """
@@ -6,13 +6,9 @@ Defaults are the published recipe (paper: arXiv 2204.03649, sections 4.1 and 4.2
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
@@ -147,10 +143,15 @@ class Views(Section):
         return value
 
 
+ClassPosition = Literal["end", "middle", "front"]
+
+
 class Train(Section):
     """Prompt learning (paper, section 4.1; the schedule as its authors' logs show it)."""
 
     n_ctx: int = Field(16, ge=1, description="Context vectors M, shared by all classes [tokens]; paper: 16.")
+    class_position: ClassPosition = Field("end", description="Where the class name stands in the context; paper: end.")
+    class_specific: bool = Field(False, description="A context of its own for every class; paper: shared by all.")
     members: int = Field(16, ge=1, description="Independently initialised prompts S [count]; paper: 16.")
     epochs: int = Field(50, ge=1, description="Passes over the pseudo-labeled images [epochs]; paper: 50.")
     batch_size: int = Field(32, ge=1, description="Images of one step [images]; paper: 32.")
@@ -180,6 +181,12 @@ class Compute(Section):
     )
     workers_per_trial: int = Field(
         1, ge=1, description="Ray Train workers of one trial, which share its members; 1 trains in the trial itself."
+    )
+    memory_per_trial: float | None = Field(
+        None,
+        gt=0,
+        description="Memory for the activations of one trial worker [GiB]; None: 80 % of the GPU's free memory, or a "
+        "share of half of the machine's. Members, then classes are processed in turn to stay below.",
     )
     gpus_per_trial: float | None = Field(None, ge=0, description="GPUs of one trial worker; None: 1 if there are any.")
     wait_for_resources_s: int = Field(
@@ -264,34 +271,3 @@ class Config(Section):
     def labelers(self, variant: str) -> tuple[Backbone, ...]:
         """The backbones whose fused probabilities label the corpus: all for `upl*`, the target alone for `upl`."""
         return self.backbones if variant == "upl*" else (self.target_backbone,)
-
-
-def load_config(args: list[str], default: Path) -> Config:
-    """Read `[FILE.yaml] [--field value ...]`; without a file, `default`.
-
-    Raises:
-        ConfigError: the file is missing, is no YAML mapping, or a field in it is refused.
-        SystemExit: status 2 where a command-line option is refused, 0 after `--help`.
-    """
-    path, rest = (Path(args[0]), args[1:]) if args and not args[0].startswith("-") else (default, args)
-    if not path.is_file():
-        raise ConfigError(f"The configuration file {str(path)!r} does not exist; name a YAML file such as {default}.")
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(data, dict) or not all(isinstance(k, str) for k in _keys(data)):
-        raise ConfigError(f"{path} holds no `field: value` pairs; start from {default}.")
-    try:
-        config = Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {sentence(error)}") from None
-    return tyro.cli(Config, default=config, args=rest, prog=f"{Path(sys.argv[0]).name} {path}")
-
-
-def _keys(data: Any) -> Iterator[Any]:
-    """All keys of nested mappings."""
-    for value in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
-        yield from _keys(value)
-    if isinstance(data, dict):
-        yield from data

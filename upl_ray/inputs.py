@@ -64,9 +64,8 @@ def prepare(config: Config) -> Inputs:
     scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored.uri else None
     classnames = read_classnames(config, corpus)
     specs = {b.label: resolve(b) for b in config.backbones}
-    prompt_tokens(
-        load_tokenizer(specs[config.target_backbone.label].source), classnames, config.train.n_ctx
-    )  # names must fit
+    tokenizer = load_tokenizer(specs[config.target_backbone.label].source)
+    prompt_tokens(tokenizer, classnames, config.train.n_ctx, config.train.class_position)  # names must fit
     for spec in specs.values():
         _check_prompts(spec, fill_template(config.template, classnames))
     log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))

@@ -24,7 +24,19 @@ def member_artifact(
     store: Store, views: Artifact, spec: ClipSpec, classnames: tuple[str, ...], recipe: Train
 ) -> Artifact:
     """Where members lie. Their number is no part of it: 32 members include the 16 that were trained before."""
-    fields = ("n_ctx", "epochs", "batch_size", "lr", "warmup_lr", "momentum", "weight_decay", "init_std", "seed")
+    fields = (
+        "n_ctx",
+        "class_position",
+        "class_specific",
+        "epochs",
+        "batch_size",
+        "lr",
+        "warmup_lr",
+        "momentum",
+        "weight_decay",
+        "init_std",
+        "seed",
+    )
     identity = {
         "version": prompt_learner.VERSION,
         "views": views.fingerprint,

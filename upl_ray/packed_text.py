@@ -69,36 +69,37 @@ class PackedTextEncoder(nn.Module):
         x = torch.cat([prefix, self.suffix.expand(g, -1, -1)], dim=1)  # [G, N, W]
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
+            eos = self.stop + self.ends if i == last else None
             if i == 0:
                 qkv = torch.cat([_qkv(block, prefix), self.suffix_qkv.expand(g, -1, -1)], dim=1)
+                q, k, v = qkv.chunk(3, dim=-1)
+                q = q if eos is None else q[:, eos]
             else:
-                qkv = _qkv(block, x)
-            attended = self._attend(qkv, only_eos=i == last)
-            if i == last:
-                x = x[:, self.stop + self.ends]  # [G, C, W]
+                q, k, v = _queries_keys_values(block, x, eos)
+            attended = self._attend(q, k, v)
+            x = x if eos is None else x[:, eos]  # [G, N or C, W]
             x = x + block.ls_1(block.attn.out_proj(attended))
             x = x + block.ls_2(block.mlp(block.ln_2(x)))
         return self.ln_final(x)[:, self.inverse]  # type: ignore[no-any-return]
 
-    def _attend(self, qkv: Tensor, only_eos: bool) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention of the prefix to itself and of each suffix to the prefix and itself.
 
-        [G, N, 3W] -> [G, N, W], or [G, C, W] at the EOS positions with `only_eos`.
+        Keys and values [G, N, W], queries [G, N, W] or, of EOS only, [G, C, W]; returns the queries' shape.
         """
-        g, p = qkv.shape[0], self.stop
-        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [G, H, N, d]
+        g, p, only_eos = k.shape[0], self.stop, q.shape[1] != k.shape[1]
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [G, H, N or C, d]
         q = q * q.shape[-1] ** -0.5
         kp, vp = k[:, :, :p], v[:, :, :p]  # [G, H, P, d]
         out = []
         if not only_eos:
             out.append(F.scaled_dot_product_attention(q[:, :, :p], kp, vp, is_causal=True, scale=1.0))
-        first = p
+        first, first_q = p, 0 if only_eos else p
         for n, c in self.runs:
-            block = slice(first, first + n * c)
-            first += n * c
-            qb, kb, vb = (t[:, :, block].unflatten(2, (c, n)) for t in (q, k, v))  # [G, H, c, n, d]
-            if only_eos:
-                qb = qb[:, :, :, -1:]
+            n_q = 1 if only_eos else n
+            kb, vb = (t[:, :, first : first + n * c].unflatten(2, (c, n)) for t in (k, v))  # [G, H, c, n, d]
+            qb = q[:, :, first_q : first_q + n_q * c].unflatten(2, (c, n_q))
+            first, first_q = first + n * c, first_q + n_q * c
             own = qb @ kb.transpose(-1, -2)  # [G, H, c, n or 1, n]
             if not only_eos and n > 1:
                 own = own + own.new_full((n, n), float("-inf")).triu(1)
@@ -107,6 +108,16 @@ class PackedTextEncoder(nn.Module):
             from_prefix = weights[..., :p].flatten(2, 3) @ vp  # [G, H, c * n, d]
             out.append(from_prefix + (weights[..., p:] @ vb).flatten(2, 3))
         return torch.cat(out, dim=2).transpose(1, 2).reshape(g, -1, self.heads * q.shape[-1])
+
+
+def _queries_keys_values(block: ResidualAttentionBlock, x: Tensor, rows: Tensor | None) -> tuple[Tensor, ...]:
+    """Keys and values of [G, N, W], and queries of all or of the given rows."""
+    if rows is None:
+        return _qkv(block, x).chunk(3, dim=-1)
+    x, w = block.ln_1(x), x.shape[-1]
+    weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
+    k, v = F.linear(x, weight[w:], bias[w:]).chunk(2, dim=-1)
+    return F.linear(x[:, rows], weight[:w], bias[:w]), k, v
 
 
 def _qkv(block: ResidualAttentionBlock, x: Tensor) -> Tensor:

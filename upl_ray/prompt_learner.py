@@ -33,10 +33,10 @@ def learning_rate(epoch: int, recipe: Train) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / recipe.epochs))
 
 
-def initial_ctx(recipe: Train, member: int, width: int) -> npt.NDArray[np.float32]:
-    """Initial context vectors [M, W] of one member, N(0, init_std^2)."""
+def initial_ctx(recipe: Train, member: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Initial context vectors of one member, [M, W] or [C, M, W], N(0, init_std^2)."""
     rng = np.random.default_rng([recipe.seed, member, _INIT])
-    return rng.normal(0, recipe.init_std, (recipe.n_ctx, width)).astype(np.float32)
+    return rng.normal(0, recipe.init_std, shape).astype(np.float32)
 
 
 def epoch_batches(n: int, recipe: Train, member: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -55,6 +55,15 @@ def view_orders(n: int, n_views: int, recipe: Train, member: int) -> npt.NDArray
     return rng.permuted(np.tile(np.arange(n_views), (n, 1)), axis=1)
 
 
+def plan_step(members: int, member_bytes: float, memory: float | None) -> tuple[int, int]:
+    """Members that take a step together, and chunks that the classes are encoded in, to stay below `memory` [bytes]."""
+    if memory is None or members * member_bytes <= memory:
+        return members, 1
+    if member_bytes <= memory:
+        return int(memory // member_bytes), 1
+    return 1, math.ceil(member_bytes / memory)
+
+
 class PromptLearner:
     """The context vectors of some members and one SGD optimiser over them.
 
@@ -65,6 +74,7 @@ class PromptLearner:
         members: numbers of the members trained here; they seed everything random.
         recipe: the training section of the configuration.
         logit_scale: 1 / temperature of the target.
+        memory: what activations may take [bytes]; members, then classes are processed in turn to stay below. None: all.
     """
 
     def __init__(
@@ -75,15 +85,18 @@ class PromptLearner:
         members: Sequence[int],
         recipe: Train,
         logit_scale: float,
+        memory: float | None = None,
     ) -> None:
         self.encoder, self.recipe, self.logit_scale = encoder, recipe, logit_scale
         self.members = tuple(members)
+        self.members_at_once, chunks = plan_step(len(self.members), encoder.activation_bytes(), memory)
+        encoder.split(min(chunks, len(encoder.ids)))
         self.device = encoder.ids.device
         self.view_features, self.pseudo_labels = view_features.to(self.device), pseudo_labels.to(self.device)
         n, n_views = view_features.shape[:2]
         orders = np.stack([view_orders(n, n_views, recipe, m) for m in members])
         self.view_orders = torch.from_numpy(orders).to(self.device)  # [G, n, V]
-        start = np.stack([initial_ctx(recipe, m, encoder.width) for m in members])
+        start = np.stack([initial_ctx(recipe, m, encoder.ctx_shape) for m in members])
         self.ctx = nn.Parameter(torch.from_numpy(start).to(self.device))  # [G, M, W] float32
         self.optimizer = torch.optim.SGD(
             [self.ctx], lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -105,14 +118,18 @@ class PromptLearner:
     def step(self, image_features: Tensor, labels: Tensor) -> Tensor:
         """One SGD step on [G, B, D] features and [G, B] labels; returns each member's loss [G] before it."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.losses(image_features, labels)
-        losses.sum().backward()
+        losses = []
+        for first in range(0, len(self.members), self.members_at_once):
+            some = slice(first, first + self.members_at_once)
+            loss = self.losses(self.ctx[some], image_features[some], labels[some])
+            loss.sum().backward()
+            losses.append(loss.detach())
         self.optimizer.step()
-        return losses.detach()
+        return torch.cat(losses)
 
-    def losses(self, image_features: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy over all classes, averaged over each member's batch [G]."""
-        text_features = self.encoder(self.ctx)  # [G, C, D]
+    def losses(self, ctx: Tensor, image_features: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over all classes of some members' contexts, averaged over each one's batch [G]."""
+        text_features = self.encoder(ctx)  # [G, C, D]
         logits = self.logit_scale * torch.einsum("gbd,gcd->gbc", image_features, text_features)
         return (
             nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")

@@ -1,10 +1,13 @@
-"""Text features of learned prompts: `[SOS] ctx_1 ... ctx_M [class name] . [EOS]` through the frozen text tower.
+"""Text features of learned prompts through the frozen text tower, for every tower that open_clip can load.
 
-Shapes: G members, C classes, M context tokens, L prompt length, W text width, D feature width.
+A prompt is `[SOS] ctx_1 ... ctx_M [class name] . [EOS]`; the class name may also stand in the middle of the context or
+in front of it, and the context may be the class's own (CoOp, section 3.1).
 
-Three passes give the same result, chosen by what the tower allows:
-* packed: open_clip's causal towers, see `packed_text.py`;
-* truncated: causal towers with other blocks; what follows EOS cannot influence it, so prompts are cut to the longest;
+Shapes: G members, C classes, c classes of a chunk, M context tokens, L prompt length, W text width, D feature width.
+
+Three passes give the same result, chosen by what the tower and the prompt allow:
+* packed: open_clip's causal towers, class name at the end, a context shared by the classes; see `packed_text.py`;
+* truncated: causal towers otherwise; what follows EOS cannot influence it, so prompts are cut to the longest;
 * own: every other tower (bidirectional, Hugging Face, CoCa) runs its own `encode_text`, with the context put in place
   of the embeddings of placeholder tokens.
 """
@@ -17,9 +20,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from upl_ray.clip_model import ClipModel
-from upl_ray.config import ConfigError
+from upl_ray.config import ClassPosition, ConfigError
 from upl_ray.packed_text import PackedTextEncoder, can_pack
 
 log = logging.getLogger(__name__)
@@ -30,24 +34,20 @@ class PromptTokens:
     """Token ids of all prompts with placeholders where the context goes."""
 
     ids: Tensor  # [C, context_length] int64
-    start: int  # first context position: 1 after a start token, else 0
-    n_ctx: int  # M
-
-    @property
-    def stop(self) -> int:
-        """First position behind the context."""
-        return self.start + self.n_ctx
+    positions: Tensor  # [C, M] int64: where the context stands in each prompt
 
 
-def prompt_tokens(tokenizer: Any, classnames: tuple[str, ...], n_ctx: int) -> PromptTokens:
-    """Tokenise "<classname>." and open a gap of M placeholders for the context, for any tokenizer.
+def prompt_tokens(
+    tokenizer: Any, classnames: tuple[str, ...], n_ctx: int, class_position: ClassPosition = "end"
+) -> PromptTokens:
+    """Tokenise "<classname>." and open gaps of M placeholders for the context, for any tokenizer.
 
     Raises:
-        ConfigError: a class name is too long to fit behind M context tokens.
+        ConfigError: a class name is too long to fit beside M context tokens.
     """
     probes = tokenizer(["a", "b"])
     start = int(bool(probes[0, 0] == probes[1, 0]))  # texts that differ still begin alike: a start token
-    pad, placeholder = probes[0, -1], probes[0, start]
+    pad, placeholder = probes[0, -1], int(probes[0, start])
     ids = tokenizer([f"{name}." for name in classnames]).long()  # [C, context_length]
     length = ids.shape[1]
     fits = n_ctx < length - 2
@@ -58,75 +58,140 @@ def prompt_tokens(tokenizer: Any, classnames: tuple[str, ...], n_ctx: int) -> Pr
             f"The class name {name!r} does not fit behind {n_ctx} context tokens: the model reads {length} tokens; "
             f"shorten the name or lower train.n_ctx."
         )
-    gap = placeholder.long().expand(len(ids), n_ctx)
-    return PromptTokens(torch.cat([ids[:, :start], gap, ids[:, start : length - n_ctx]], dim=1), start, n_ctx)
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_position]  # context tokens before the name
+    # The name's tokens are those that "<classname>" and "<classname>." have in common.
+    same = ids[:, start:] == tokenizer(list(classnames)).long()[:, start:]
+    name_lengths = same.int().cumprod(dim=1).sum(dim=1).tolist()
+    rows, positions = [], []
+    for row, name_length in zip(ids.tolist(), name_lengths, strict=True):
+        name_end = start + name_length
+        first, second = [placeholder] * before, [placeholder] * (n_ctx - before)
+        rows.append((row[:start] + first + row[start:name_end] + second + row[name_end:])[:length])
+        behind = name_end + before
+        positions.append([*range(start, start + before), *range(behind, behind + n_ctx - before)])
+    return PromptTokens(torch.tensor(rows), torch.tensor(positions))
 
 
 class TextEncoder(nn.Module):
     """Frozen text tower that maps context vectors to class features.
 
+    Args:
+        clip: the target model.
+        classnames: C names.
+        n_ctx: M.
+        class_position: where the class name stands.
+        class_specific: True if every class has a context of its own, [G, C, M, W] instead of [G, M, W].
+
     Raises:
         ConfigError: see `prompt_tokens`.
     """
 
-    def __init__(self, clip: ClipModel, classnames: tuple[str, ...], n_ctx: int) -> None:
+    def __init__(
+        self,
+        clip: ClipModel,
+        classnames: tuple[str, ...],
+        n_ctx: int,
+        class_position: ClassPosition = "end",
+        class_specific: bool = False,
+    ) -> None:
         super().__init__()
         self.model = clip.model
         self.tower: Any = clip.model.text if hasattr(clip.model, "text") else clip.model
-        self.tokens = prompt_tokens(clip.tokenizer, classnames, n_ctx)
-        self.ids = self.tokens.ids.to(clip.device)
+        tokens = prompt_tokens(clip.tokenizer, classnames, n_ctx, class_position)
+        self.ids, self.positions = tokens.ids.to(clip.device), tokens.positions.to(clip.device)
         self.embedding = find_token_embedding(self.tower)
         self.width = self.embedding.embedding_dim
-        self.mode = choose_pass(self.tower)
-        log.info("%s: prompts run through the %s pass of the text tower", clip.spec.name, self.mode)
+        self.ctx_shape = (len(classnames), n_ctx, self.width) if class_specific else (n_ctx, self.width)
+        self.mode = choose_pass(self.tower, shared_prefix=class_position == "end" and not class_specific)
+        log.info("%-12s %s: prompts take the %s pass of the text tower", "training", clip.spec.name, self.mode)
         if self.mode != "own":
-            self.eos = _eos_positions(self.tower, self.tokens.ids).to(clip.device)  # [C]
-            self.length = int(self.eos.max()) + 1
+            self.eos = _eos_positions(self.tower, self.ids)  # [C]
+        self.split(1)
+
+    def split(self, n_chunks: int) -> None:
+        """Encode the classes in so many chunks, each recomputed for its backward pass: exact, in less memory."""
+        c = len(self.ids)
+        size = -(-c // n_chunks)
+        self.chunks = [slice(first, min(first + size, c)) for first in range(0, c, size)]
         if self.mode == "packed":
-            self.packed = PackedTextEncoder(self.tower, self.ids, self.eos, self.tokens.stop)
+            stop = int(self.positions[0, -1]) + 1
+            self.packed = [PackedTextEncoder(self.tower, self.ids[s], self.eos[s], stop) for s in self.chunks]
 
     def forward(self, ctx: Tensor) -> Tensor:
-        """L2-normalised class features [G, C, D] of contexts [G, M, W]."""
+        """L2-normalised class features [G, C, D] of contexts [G, M, W] or [G, C, M, W]."""
+        if len(self.chunks) == 1:
+            return self.encode(ctx, 0)
+        chunks = range(len(self.chunks))
+        return torch.cat([checkpoint(self.encode, ctx, i, use_reentrant=False) for i in chunks], dim=1)
+
+    def encode(self, ctx: Tensor, chunk: int) -> Tensor:
+        """Features of one chunk of classes [G, c, D]."""
         if self.mode == "packed":
-            features = _project(self.tower, self.packed(ctx))
+            features = _project(self.tower, self.packed[chunk](ctx))
         else:
-            features = self._truncated(ctx) if self.mode == "truncated" else self._plain(ctx)
+            one = self._truncated if self.mode == "truncated" else self._own
+            features = one(ctx, self.chunks[chunk])
         return nn.functional.normalize(features.float(), dim=-1)
 
-    def _truncated(self, ctx: Tensor) -> Tensor:
-        g, c, length = ctx.shape[0], len(self.ids), self.length
-        tower, tokens = self.tower, self.tokens
-        embedded = self.embedding(self.ids[:, :length])  # [C, L, W]
-        prefix = embedded[:, : tokens.start].expand(g, -1, -1, -1)
-        suffix = embedded[:, tokens.stop :].expand(g, -1, -1, -1)
-        x = torch.cat([prefix, ctx.unsqueeze(1).expand(-1, c, -1, -1).to(embedded.dtype), suffix], dim=2)
-        x = (x + tower.positional_embedding[:length]).flatten(0, 1)  # [G * C, L, W]
+    def activation_bytes(self) -> int:
+        """Upper estimate of what one member's pass over all classes keeps for its backward pass [bytes, float32]."""
+        c, m = self.positions.shape
+        layers, heads = _depth(self.tower), max(1, self.width // 64)
+        if self.mode == "packed":
+            tokens, keys = sum(p.tokens for p in self.packed), m + 16
+        else:
+            length = self.ids.shape[1] if self.mode == "own" else int(self.eos.max()) + 1
+            tokens, keys = c * length, length
+        # A token keeps two layer norms' inputs, q, k, v, the attended values and twice the MLP's hidden layer of 4 W.
+        return 4 * layers * tokens * (15 * self.width + 2 * heads * keys)
+
+    def _context(self, ctx: Tensor, classes: slice) -> Tensor:
+        """The contexts of some classes [G, c, M, W]."""
+        n = classes.stop - classes.start
+        return ctx[:, classes] if ctx.dim() == 4 else ctx.unsqueeze(1).expand(-1, n, -1, -1)
+
+    def _put(self, embedded: Tensor, ctx: Tensor, classes: slice) -> Tensor:
+        """Embeddings [..., c, L, W] with the contexts [..., c, M, W] at their positions."""
+        index = self.positions[classes].unsqueeze(-1).expand(ctx.shape)
+        return embedded.scatter(-2, index, ctx.to(embedded.dtype))
+
+    def _truncated(self, ctx: Tensor, classes: slice) -> Tensor:
+        tower, eos = self.tower, self.eos[classes]
+        g, c, length = ctx.shape[0], len(eos), int(eos.max()) + 1
+        embedded = self.embedding(self.ids[classes, :length]).expand(g, -1, -1, -1)  # [G, c, L, W]
+        x = self._put(embedded, self._context(ctx, classes), classes)
+        x = (x + tower.positional_embedding[:length]).flatten(0, 1)  # [G * c, L, W]
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        x = x[torch.arange(g * c, device=x.device), self.eos.repeat(g)]  # [G * C, W]
+        x = x[torch.arange(g * c, device=x.device), eos.repeat(g)]  # [G * c, W]
         return _project(tower, tower.ln_final(x)).reshape(g, c, -1)
 
-    def _plain(self, ctx: Tensor) -> Tensor:
+    def _own(self, ctx: Tensor, classes: slice) -> Tensor:
         """The model's own forward pass, one member after the other, with a hook on its token embedding."""
         features = []
-        for member in ctx:
+        for member in self._context(ctx, classes):  # [c, M, W]
 
             def put_context(_: nn.Module, __: Any, out: Tensor, member: Tensor = member) -> Tensor:
-                middle = member.to(out.dtype).expand(len(out), -1, -1)
-                return torch.cat([out[:, : self.tokens.start], middle, out[:, self.tokens.stop :]], dim=1)
+                return self._put(out, member, classes)
 
             handle = self.embedding.register_forward_hook(put_context)
             try:
-                features.append(self.model.encode_text(self.ids))
+                features.append(self.model.encode_text(self.ids[classes]))
             finally:
                 handle.remove()
-        return torch.stack(features)  # [G, C, D]
+        return torch.stack(features)  # [G, c, D]
 
 
-def choose_pass(tower: Any) -> Literal["packed", "truncated", "own"]:
-    """The fastest pass that is exact for a text tower."""
+def _depth(tower: nn.Module) -> int:
+    """Number of transformer layers."""
+    lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList)]
+    return max((len(m) for m in lists), default=12)
+
+
+def choose_pass(tower: Any, shared_prefix: bool = True) -> Literal["packed", "truncated", "own"]:
+    """The fastest pass that is exact for a text tower, and for prompts that begin alike for all classes or do not."""
     if not is_causal(tower):
         return "own"
-    return "packed" if can_pack(tower) else "truncated"
+    return "packed" if shared_prefix and can_pack(tower) else "truncated"
 
 
 def is_causal(tower: Any) -> bool:

@@ -57,6 +57,7 @@ class Task:
     recipe: Train
     compute: Compute
     resources: dict[str, float] = field(default_factory=dict)  # of one worker
+    trials: int = 1  # that run at once
 
     def about(self) -> dict[str, Any]:
         """What a stored prompt says about its making."""
@@ -96,7 +97,7 @@ def train_members(task: Task) -> Artifact:
     if todo:
         groups, resources = plan_trials(todo, ray.cluster_resources(), compute)
         log.info("%-12s %d members in %d concurrent trial(s) of %d", "training", len(todo), len(groups), len(groups[0]))
-        _run_trials(replace(task, resources=resources), groups)
+        _run_trials(replace(task, resources=resources, trials=len(groups)), groups)
     missing = unfinished_members(artifact, recipe)
     if missing:
         raise RuntimeError(f"Members {missing} are not finished; run the job again to go on from their checkpoints.")
@@ -183,20 +184,33 @@ def train_worker(task: Task, config: dict[str, Any]) -> None:
     ray.train.report({"member_epochs": task.recipe.epochs * len(config["members"])})
 
 
+def activation_memory(device: str, trials: int, compute: Compute) -> float:
+    """What one worker's activations may take [bytes]: as configured, or else what is safe on its device."""
+    if compute.memory_per_trial is not None:
+        return compute.memory_per_trial * 2**30
+    if device == "cuda":
+        return 0.8 * torch.cuda.mem_get_info()[0]
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0.5 * machine / trials / compute.workers_per_trial
+
+
 def train_group(task: Task, members: list[int], report: Report) -> None:
     """Train some members as one batch from their last checkpoints, and write each to storage."""
     device = "cuda" if task.resources.get("GPU") else "cpu"
     if device == "cpu":
         torch.set_num_threads(1)  # the same sums in the same order, however many cores the machine has
     clip = ClipModel(task.spec, precision="fp32", device=device)
-    encoder = TextEncoder(clip, task.classnames, task.recipe.n_ctx)
+    encoder = TextEncoder(
+        clip, task.classnames, task.recipe.n_ctx, task.recipe.class_position, task.recipe.class_specific
+    )
     features, labels = read_views(task.views, task.selection)
     checkpoints = {m: read_checkpoint(task.artifact, m) for m in members}
     done = 0
     by_epoch = sorted(members, key=lambda m: (checkpoints[m].epoch, m))
     for start, same in itertools.groupby(by_epoch, key=lambda m: checkpoints[m].epoch):
         group = list(same)
-        learner = PromptLearner(encoder, features, labels, group, task.recipe, clip.logit_scale)
+        memory = activation_memory(device, task.trials, task.compute)
+        learner = PromptLearner(encoder, features, labels, group, task.recipe, clip.logit_scale, memory)
         if start:
             learner.load_states([checkpoints[m].state for m in group])
         losses = [list(checkpoints[m].losses) for m in group]

@@ -1,0 +1,118 @@
+"""One training step: a plain CoOp-style step (77 tokens, every class in full) against the packed one.
+
+python -m benchmarks.prompt_step --classes 100 --members 1 --precision fp32 bf16
+
+RN50's text tower with random weights, 16 context tokens, batch 32, ImageNet's class names. The plain step of more than
+`--plain-limit` classes does not fit in memory; it is measured at the limit and scaled linearly, which favours it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import open_clip
+import torch
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from torch import Tensor, nn
+
+from benchmarks.measure import hardware, interleaved, matmul_peak, report
+from upl_ray.clip_model import DTYPES
+from upl_ray.text_encoder import TextEncoder
+
+BATCH, N_CTX, LOGIT_SCALE = 32, 16, 100.0
+
+
+class RandomClip:
+    """RN50 with random weights, as much of a `ClipModel` as the text encoder needs."""
+
+    def __init__(self, device: str) -> None:
+        torch.manual_seed(0)
+        self.device = torch.device(device)
+        self.model = open_clip.create_model("RN50", load_weights=False, device=device).eval().requires_grad_(False)
+        self.tokenizer = open_clip.get_tokenizer("RN50")
+        self.spec = argparse.Namespace(name="RN50")
+
+
+def step(encoder: TextEncoder, ctx: Tensor, image_features: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Class features of one forward and backward pass; the gradient is left in `ctx.grad`."""
+    ctx.grad = None
+    with torch.autocast(ctx.device.type, dtype, enabled=dtype != torch.float32):
+        text_features = encoder(ctx)
+    logits = LOGIT_SCALE * image_features @ text_features.transpose(1, 2)  # [G, B, C]
+    nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+    features: Tensor = text_features.detach()
+    return features
+
+
+def linear_flop(encoder: TextEncoder, members: int) -> float:
+    """Multiplications and additions in the packed pass' linear layers, forward and for the input's gradient."""
+    w, layers, c = encoder.width, len(encoder.packed[0].blocks), len(encoder.ids)
+    n, p = encoder.packed[0].tokens, encoder.packed[0].stop
+    middle = 24 * w * w * n * (layers - 2)
+    first = 6 * w * w * p + 18 * w * w * n
+    last = 4 * w * w * n + 20 * w * w * c  # keys and values of all; query, projection and MLP at EOS
+    return 2.0 * members * (first + middle + last)
+
+
+def measure(
+    clip: RandomClip, classes: int, members: int, precision: str, args: argparse.Namespace
+) -> dict[str, object]:
+    """One row: both sides' seconds, their ratio, agreement, and the share of the matmul peak."""
+    device, dtype = clip.device.type, DTYPES[precision]
+    plain_classes = min(classes, args.plain_limit)
+    names = tuple(IMAGENET_CLASSNAMES[:classes])
+    ours = TextEncoder(clip, names, N_CTX)  # type: ignore[arg-type]
+    plain = TextEncoder(clip, names[:plain_classes], N_CTX)  # type: ignore[arg-type]
+    plain.mode = "own"
+    generator = torch.Generator().manual_seed(1)
+    ctx = torch.nn.Parameter((torch.randn(members, N_CTX, ours.width, generator=generator) * 0.02).to(device))
+    features = nn.functional.normalize(torch.randn(members, BATCH, 1024, generator=generator), dim=-1).to(device)
+    labels = torch.randint(plain_classes, (members, BATCH), generator=generator).to(device)
+
+    same = TextEncoder(clip, names[:plain_classes], N_CTX)  # type: ignore[arg-type]
+    reference, reference_gradient = step(plain, ctx, features, labels, torch.float32), ctx.grad
+    packed, packed_gradient = step(same, ctx, features, labels, dtype), ctx.grad
+    assert reference_gradient is not None
+    assert packed_gradient is not None
+    seconds = interleaved(
+        {
+            "plain": partial(step, plain, ctx[:1].detach().requires_grad_(), features[:1], labels[:1], torch.float32),
+            "packed": partial(step, ours, ctx, features, labels, dtype),
+        },
+        args.repeats,
+    )
+    plain_seconds = seconds["plain"] * classes / plain_classes * members
+    flop = linear_flop(ours, members)
+    return {
+        "classes": classes,
+        "members": members,
+        "precision": precision,
+        "plain [s]": plain_seconds,
+        "plain is": "measured" if classes == plain_classes and members == 1 else "scaled",
+        "packed [s]": seconds["packed"],
+        "ratio": plain_seconds / seconds["packed"],
+        "features differ": float((packed - reference).abs().max()),
+        "gradient differs": float((packed_gradient - reference_gradient).norm() / reference_gradient.norm()),
+        "share of matmul peak": flop / seconds["packed"] / matmul_peak(dtype, device),
+    }
+
+
+def main() -> None:
+    """Print a row for each combination."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--members", type=int, nargs="+", default=[1])
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--plain-limit", type=int, default=100, help="largest number of classes of the plain step")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    clip = RandomClip(device)
+    combinations = [(c, m, p) for c in args.classes for m in args.members for p in args.precision]
+    rows = [measure(clip, c, m, p, args) for c, m, p in combinations]
+    report("prompt_step", rows, hardware=hardware(device), torch=torch.__version__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Members and classes processed in turn to save memory: same result, and an estimate that holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from upl_ray.clip_model import ClipModel
+from upl_ray.config import Train
+from upl_ray.prompt_learner import PromptLearner, initial_ctx, plan_step
+from upl_ray.text_encoder import TextEncoder
+
+NAMES = ("cat", "sea horse", "a very long name of a bird", "dog", "hot air balloon", "ant", "bee")
+
+
+@pytest.mark.parametrize(
+    ("members", "member_bytes", "memory", "expected"),
+    [
+        (16, 10.0, None, (16, 1)),
+        (16, 10.0, 160.0, (16, 1)),
+        (16, 10.0, 159.0, (15, 1)),
+        (16, 10.0, 10.0, (1, 1)),
+        (16, 10.0, 9.9, (1, 2)),
+        (1, 10.0, 1.0, (1, 10)),
+    ],
+)
+def test_members_are_taken_in_turn_before_classes_are(
+    members: int, member_bytes: float, memory: float | None, expected: tuple[int, int]
+) -> None:
+    assert plan_step(members, member_bytes, memory) == expected
+
+
+def trained(clip: ClipModel, memory: float | None, position: str = "end") -> tuple[PromptLearner, Tensor]:
+    recipe = Train(n_ctx=4, epochs=4, batch_size=8, lr=0.02, class_position=position)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(21, 2, 24, generator=generator), dim=-1)
+    encoder = TextEncoder(clip, NAMES, 4, recipe.class_position)
+    learner = PromptLearner(encoder, features, torch.arange(21) % 7, range(3), recipe, 50.0, memory)
+    for epoch in range(recipe.epochs):
+        learner.train_epoch(epoch)
+    return learner, learner.ctx.detach()
+
+
+def initial(learner: PromptLearner) -> Tensor:
+    """The contexts before training."""
+    shape = learner.encoder.ctx_shape
+    return torch.stack([torch.from_numpy(initial_ctx(learner.recipe, m, shape)) for m in learner.members])
+
+
+@pytest.mark.parametrize("position", ["end", "front"])
+@pytest.mark.parametrize("share", [2.5, 1.0, 0.4, 0.01])
+def test_little_memory_changes_nothing_but_the_order_of_work(
+    small_clip: ClipModel, position: str, share: float
+) -> None:
+    all_at_once, expected = trained(small_clip, None, position)
+    member_bytes = all_at_once.encoder.activation_bytes()
+    in_turn, ctx = trained(small_clip, share * member_bytes, position)
+    assert (in_turn.members_at_once, len(in_turn.encoder.chunks)) != (3, 1)
+    assert float((expected - initial(in_turn)).abs().max()) > 0.01  # something was learned
+    torch.testing.assert_close(ctx, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["end", "front"])
+def test_the_estimate_is_above_what_autograd_keeps_and_not_far(small_clip: ClipModel, position: str) -> None:
+    encoder = TextEncoder(small_clip, NAMES, 4, position)  # type: ignore[arg-type]
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in small_clip.model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        features = encoder(torch.randn(1, 4, encoder.width, requires_grad=True))
+    activations = sum(size for pointer, size in kept.items() if pointer not in weights)
+    assert features.requires_grad
+    assert 0.3 * encoder.activation_bytes() < activations <= encoder.activation_bytes()
