@@ -77,3 +77,16 @@ def test_the_estimate_is_above_what_autograd_keeps_and_not_far(small_clip: ClipM
     activations = sum(size for pointer, size in kept.items() if pointer not in weights)
     assert features.requires_grad
     assert 0.3 * encoder.activation_bytes() < activations <= encoder.activation_bytes()
+
+
+def test_half_precision_of_the_tower_stays_near_and_keeps_the_context_in_full(small_clip: ClipModel) -> None:
+    recipe = Train(n_ctx=4, epochs=4, batch_size=8, lr=0.02, precision="bf16")
+    features = torch.nn.functional.normalize(torch.randn(21, 2, 24, generator=torch.Generator().manual_seed(0)), dim=-1)
+    encoder = TextEncoder(small_clip, NAMES, 4)
+    learner = PromptLearner(encoder, features, torch.arange(21) % 7, range(3), recipe, 50.0)
+    for epoch in range(recipe.epochs):
+        learner.train_epoch(epoch)
+    _, exact = trained(small_clip, None)
+    assert learner.ctx.dtype == torch.float32
+    moved = float((exact - initial(learner)).norm())
+    assert 0 < float((learner.ctx.detach() - exact).norm()) < 0.1 * moved

@@ -160,6 +160,9 @@ class Train(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD; CoOp: 0.9.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay of SGD; CoOp: 5e-4.")
     init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial context vectors; CoOp: 0.02.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Arithmetic of the frozen text tower while training; context and optimiser stay fp32."
+    )
     ensemble: Literal["probabilities", "logits"] = Field(
         "probabilities", description="What is averaged over members; paper: probabilities, its code: logits."
     )

@@ -28,6 +28,7 @@ def member_artifact(
         "n_ctx",
         "class_position",
         "class_specific",
+        "precision",
         "epochs",
         "batch_size",
         "lr",

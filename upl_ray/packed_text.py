@@ -49,6 +49,11 @@ class PackedTextEncoder(nn.Module):
         rows = torch.cat([c.expand(len(p)) for c, p in zip(order, positions, strict=True)])
         columns = torch.cat(positions)
         self.ends = torch.cumsum(lengths[order], 0) - 1  # position of each EOS among the T suffix tokens
+        # Key j of the own class is masked for the query at position i if j > i; runs shorter than the longest are padded.
+        longest = self.runs[-1][0]
+        later = torch.full((longest, longest), float("-inf"), device=ids.device).triu(1)
+        self.mask = torch.cat([later[:n].repeat(c, 1) for n, c in self.runs])  # [T, longest]
+        self.eos_mask = torch.cat([later[n - 1 : n].expand(c, -1) for n, c in self.runs])  # [C, longest]
         with torch.no_grad():
             position = tower.positional_embedding
             self.start = tower.token_embedding(ids[:1, :stop]) + position[:stop]  # [1, P, W], context to be replaced
@@ -90,24 +95,29 @@ class PackedTextEncoder(nn.Module):
         g, p, only_eos = k.shape[0], self.stop, q.shape[1] != k.shape[1]
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [G, H, N or C, d]
         q = q * q.shape[-1] ** -0.5
-        kp, vp = k[:, :, :p], v[:, :, :p]  # [G, H, P, d]
+        # Split, not sliced: the backward pass of a split is one concatenation, that of a slice a tensor of zeros each.
+        sizes = [n * c for n, c in self.runs]
+        kp, *ks = k.split([p, *sizes], dim=2)  # prefix [G, H, P, d], then each run [G, H, n * c, d]
+        vp, *vs = v.split([p, *sizes], dim=2)
+        qp, qs = (None, q) if only_eos else q.split([p, sum(sizes)], dim=2)
+        shared = qs @ kp.transpose(-1, -2)  # [G, H, T or C, P]
+        own, mask = [], self.eos_mask if only_eos else self.mask
+        longest = self.runs[-1][0]
+        q_sizes = [c if only_eos else n * c for n, c in self.runs]
+        for qr, kr, (n, c) in zip(qs.split(q_sizes, dim=2), ks, self.runs, strict=True):
+            scores = qr.unflatten(2, (c, -1)) @ kr.unflatten(2, (c, n)).transpose(-1, -2)  # [G, H, c, n or 1, n]
+            own.append(F.pad(scores.flatten(2, 3), (0, longest - n)))
+        weights = torch.cat([shared, torch.cat(own, dim=2) + mask], dim=-1).softmax(dim=-1)
+        of_prefix, of_own = weights.split([p, longest], dim=-1)
         out = []
-        if not only_eos:
-            out.append(F.scaled_dot_product_attention(q[:, :, :p], kp, vp, is_causal=True, scale=1.0))
-        first, first_q = p, 0 if only_eos else p
-        for n, c in self.runs:
-            n_q = 1 if only_eos else n
-            kb, vb = (t[:, :, first : first + n * c].unflatten(2, (c, n)) for t in (k, v))  # [G, H, c, n, d]
-            qb = q[:, :, first_q : first_q + n_q * c].unflatten(2, (c, n_q))
-            first, first_q = first + n * c, first_q + n_q * c
-            own = qb @ kb.transpose(-1, -2)  # [G, H, c, n or 1, n]
-            if not only_eos and n > 1:
-                own = own + own.new_full((n, n), float("-inf")).triu(1)
-            shared = (qb.flatten(2, 3) @ kp.transpose(-1, -2)).unflatten(2, qb.shape[2:4])  # [G, H, c, n or 1, P]
-            weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
-            from_prefix = weights[..., :p].flatten(2, 3) @ vp  # [G, H, c * n, d]
-            out.append(from_prefix + (weights[..., p:] @ vb).flatten(2, 3))
-        return torch.cat(out, dim=2).transpose(1, 2).reshape(g, -1, self.heads * q.shape[-1])
+        for wr, vr, (n, c) in zip(of_own.split(q_sizes, dim=2), vs, self.runs, strict=True):
+            out.append((wr[..., :n].unflatten(2, (c, -1)) @ vr.unflatten(2, (c, n))).flatten(2, 3))
+        attended = of_prefix @ vp + torch.cat(out, dim=2)  # [G, H, T or C, d]
+        if qp is not None:
+            prefix = F.scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=1.0)
+            attended = torch.cat([prefix, attended], dim=2)
+        of_queries: Tensor = attended.transpose(1, 2).flatten(2)
+        return of_queries
 
 
 def _queries_keys_values(block: ResidualAttentionBlock, x: Tensor, rows: Tensor | None) -> tuple[Tensor, ...]:

@@ -129,7 +129,9 @@ class PromptLearner:
 
     def losses(self, ctx: Tensor, image_features: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over all classes of some members' contexts, averaged over each one's batch [G]."""
-        text_features = self.encoder(ctx)  # [G, C, D]
+        bf16 = self.recipe.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            text_features = self.encoder(ctx)  # [G, C, D]
         logits = self.logit_scale * torch.einsum("gbd,gcd->gbc", image_features, text_features)
         return (
             nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
