@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from upl_ray.command_line import load_config
-from upl_ray.config import ConfigError
+from upl_ray.config import ConfigError, JobError
 
 
 def main() -> int:
@@ -25,6 +25,10 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        print(json.dumps({"status": "failed", "error": str(error)}))
+        return 1
     print(results_table(summary))
     print(json.dumps(headline(summary)))
     return 0

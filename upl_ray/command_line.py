@@ -34,7 +34,14 @@ def load_config(args: list[str], default: Path) -> Config:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(f"{path}: {sentence(error)}") from None
-    return tyro.cli(Config, default=config, args=rest, prog=f"{Path(sys.argv[0]).name} {path}")
+    return tyro.cli(
+        Config,
+        default=config,
+        config=(tyro.conf.FlagConversionOff,),
+        args=rest,
+        prog=f"{Path(sys.argv[0]).name} [CONFIG.yaml]",
+        description=f"{Config.__doc__} Values shown are those of {path.name}.",
+    )
 
 
 def _keys(data: Any) -> Iterator[Any]:

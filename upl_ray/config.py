@@ -16,6 +16,10 @@ class ConfigError(ValueError):
     """A configuration that cannot work: one sentence with the field, the value and the remedy."""
 
 
+class JobError(RuntimeError):
+    """A job that cannot go on: one sentence with the reason and the remedy; what is finished stays in storage."""
+
+
 def sentence(error: ValidationError, prefix: str = "") -> str:
     """One line for every field that pydantic refused: where, what was given, what is wanted."""
     lines = []

@@ -54,6 +54,7 @@ def prepare(config: Config) -> Inputs:
     if "?" in path:
         raise ConfigError(f"storage_path {path!r} has options behind `?`; set them in the environment (AWS_...).")
     store = Store(path if "://" in path else str(Path(path).expanduser().resolve()))
+    classnames = None if config.classnames == "folders" else read_classnames(config.classnames)
     try:
         store.write_json("config.json", config.model_dump(mode="json"))
     except (OSError, ValueError, ImportError) as error:
@@ -62,7 +63,7 @@ def prepare(config: Config) -> Inputs:
         ) from None
     corpus = list_corpus(store, config.corpus, config.compute.shard_size)
     scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored.uri else None
-    classnames = read_classnames(config, corpus)
+    classnames = classnames or folder_names(corpus)
     specs = {b.label: resolve(b) for b in config.backbones}
     tokenizer = load_tokenizer(specs[config.target_backbone.label].source)
     prompt_tokens(tokenizer, classnames, config.train.n_ctx, config.train.class_position)  # names must fit
@@ -83,23 +84,25 @@ def _check_prompts(spec: ClipSpec, prompts: list[str]) -> None:
         )
 
 
-def read_classnames(config: Config, corpus: Corpus) -> tuple[str, ...]:
-    """Class names from the list, the text file or the corpus' folders.
+def folder_names(corpus: Corpus) -> tuple[str, ...]:
+    """Class names from the corpus' sub-folders, sorted."""
+    ids = (i for shard in corpus.shards for i in corpus.listing(shard) if i not in shard.removed)
+    return check_classnames(sorted({i.split("/", 1)[0] for i in ids if "/" in i}))
+
+
+def read_classnames(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Class names from a list or a text file.
 
     Raises:
         ConfigError: the file cannot be read, or see `check_classnames`.
     """
-    given = config.classnames
     if isinstance(given, tuple):
         return check_classnames(list(given))
-    if given == "folders":
-        ids = (i for shard in corpus.shards for i in corpus.listing(shard) if i not in shard.removed)
-        return check_classnames(sorted({i.split("/", 1)[0] for i in ids if "/" in i}))
     try:
         folder, _, name = given.rpartition("/")
         text = (Store(folder).read(name) if "://" in given else Path(given).read_bytes()).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"classnames {given!r} cannot be read ({error}); give a text file, a list or `folders`."
+            f"classnames {given!r} cannot be read from {Path.cwd()} ({error}); give a text file, a list or `folders`."
         ) from None
     return check_classnames(text.rstrip("\n").split("\n"))

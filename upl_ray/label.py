@@ -105,10 +105,15 @@ def predict(
     _each_shard("predictions", corpora, artifact, lambda shard: predict_shard(shard, features, classifier.uri), compute)
     commits = artifact.read_commits(s.state for s in corpora[0].shards)
     parts = [p for c in commits for p in c["parts"]]
-    rows = [{"image_id": i, "reason": r} for i, r in sorted(rejected.items())]
-    store.write_table(artifact.name("rejected.parquet"), pa.Table.from_pylist(rows, schema=schema.REJECTED))
+    store.write_table(artifact.name("rejected.parquet"), rejected_table(rejected))
     artifact.finish(classifier=classifier.folder, images=sum(c["rows"] for c in commits), parts=parts)
     return artifact
+
+
+def rejected_table(rejected: dict[str, str]) -> pa.Table:
+    """Images that could not be read, with their reasons: rows of `schema.REJECTED`."""
+    rows = [{"image_id": i, "reason": r} for i, r in sorted(rejected.items())]
+    return pa.Table.from_pylist(rows, schema=schema.REJECTED)
 
 
 def predict_shard(shard: Shard, features: Artifact, classifier_uri: str) -> pa.Table:

@@ -49,7 +49,7 @@ class PackedTextEncoder(nn.Module):
         rows = torch.cat([c.expand(len(p)) for c, p in zip(order, positions, strict=True)])
         columns = torch.cat(positions)
         self.ends = torch.cumsum(lengths[order], 0) - 1  # position of each EOS among the T suffix tokens
-        # Key j of the own class is masked for the query at position i if j > i; runs shorter than the longest are padded.
+        # Of the own class, query i sees keys 0 to i; runs shorter than the longest are padded.
         longest = self.runs[-1][0]
         later = torch.full((longest, longest), float("-inf"), device=ids.device).triu(1)
         self.mask = torch.cat([later[:n].repeat(c, 1) for n, c in self.runs])  # [T, longest]
@@ -92,7 +92,7 @@ class PackedTextEncoder(nn.Module):
 
         Keys and values [G, N, W], queries [G, N, W] or, of EOS only, [G, C, W]; returns the queries' shape.
         """
-        g, p, only_eos = k.shape[0], self.stop, q.shape[1] != k.shape[1]
+        p, only_eos = self.stop, q.shape[1] != k.shape[1]
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [G, H, N or C, d]
         q = q * q.shape[-1] ** -0.5
         # Split, not sliced: the backward pass of a split is one concatenation, that of a slice a tensor of zeros each.

@@ -17,7 +17,7 @@ import torch
 from upl_ray import label, pseudo_labels, score, train
 from upl_ray.artifacts import IO_THREADS, Artifact, fingerprint
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Config
+from upl_ray.config import Config, JobError
 from upl_ray.corpus import Corpus
 from upl_ray.embed import embed
 from upl_ray.encode_text import encode_classnames
@@ -41,7 +41,7 @@ def run(config: Config) -> dict[str, Any]:
 
     Raises:
         ConfigError: the configuration cannot work; nothing was started.
-        RuntimeError: too many images are unreadable, or work was lost; what is finished stays in storage.
+        JobError: too many images are unreadable, or work was lost; what is finished stays in storage.
     """
     started = time.monotonic()
     inputs = prepare(config)
@@ -90,7 +90,7 @@ class _Work:
         resources = ray.cluster_resources()
         log.info("%-12s %g CPUs, %g GPUs", "ray", resources.get("CPU", 0), resources.get("GPU", 0))
         if not resources.get("CPU"):
-            raise RuntimeError(
+            raise JobError(
                 "The cluster has no CPU for work; start at least one worker node (min_workers: 1) before the job."
             )
         nodes = sum(n["Alive"] for n in ray.nodes())
@@ -117,10 +117,12 @@ def _embed(inputs: Inputs, work: _Work) -> None:
                 "%-12s %d images of %s (%.2f %%) are unreadable", "features", len(rejected), corpus.root, 100 * share
             )
         if share > inputs.config.label.max_rejected:
+            inputs.store.write_table("rejected.parquet", label.rejected_table(rejected))
             first = "; ".join(f"{i}: {r}" for i, r in sorted(rejected.items())[:3])
-            raise RuntimeError(
+            raise JobError(
                 f"{len(rejected)} of {corpus.images} images under {corpus.root} are unreadable, more than "
-                f"label.max_rejected = {inputs.config.label.max_rejected}; mend them or raise it. First: {first}."
+                f"label.max_rejected = {inputs.config.label.max_rejected}; mend them or raise it. "
+                f"All are in {inputs.store.join('rejected.parquet')}; the first: {first}."
             )
 
 

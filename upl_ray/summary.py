@@ -13,18 +13,8 @@ def results_table(summary: dict[str, Any]) -> str:
     """Zero-shot, pseudo-labels and learned prompts of every variant, one line each; accuracies where labels exist."""
     variants: dict[str, Any] = summary["scores"]
     parts = list(next(iter(variants.values()))["predictions"])
-    lines = [_row("", *(f"on {p}" for p in parts))]
-    widest = max(variants.values(), key=lambda s: len(s["labelers"]))  # its labelers include every other variant's
-    accuracies = [widest["zero_shot"][p]["accuracy"] or {} for p in parts]
-    for name in widest["labelers"]:
-        lines.append(_row(f"zero-shot, {name}", *(_percent(a.get(name)) for a in accuracies)))
-    if len(widest["labelers"]) > 1:
-        lines.append(_row("zero-shot, all fused", *(_percent(a.get("fused")) for a in accuracies)))
-    for variant, scores in variants.items():
-        accuracies = [scores["predictions"][p]["accuracy"] or {} for p in parts]
-        members = [[a[m] for m in sorted(a) if m != "ensemble"] for a in accuracies]
-        lines.append(_row(f"{NAMES[variant]}, members", *(_spread(m) for m in members)))
-        lines.append(_row(f"{NAMES[variant]}, ensemble", *(_percent(a.get("ensemble")) for a in accuracies)))
+    labeled = any(s["zero_shot"][p]["accuracy"] for s in variants.values() for p in parts)
+    lines = _accuracies(variants, parts) if labeled else ["no labels were given: no accuracies"]
     lines += ["", _row("pseudo-labels", "precision", "images", "fewest/class", "most/class", "starved")]
     for variant, scores in variants.items():
         chosen, threshold = scores["selection"], scores["zero_shot"]["corpus"]["threshold"]
@@ -37,6 +27,22 @@ def results_table(summary: dict[str, Any]) -> str:
         if values:
             lines += ["", f"{NAMES[variant]}, each member on {parts[-1]} [%]: {values}"]
     return "\n".join(lines)
+
+
+def _accuracies(variants: dict[str, Any], parts: list[str]) -> list[str]:
+    lines = [_row("", *(f"on {p}" for p in parts))]
+    widest = max(variants.values(), key=lambda s: len(s["labelers"]))  # its labelers include every other variant's
+    accuracies = [widest["zero_shot"][p]["accuracy"] or {} for p in parts]
+    for name in widest["labelers"]:
+        lines.append(_row(f"zero-shot, {name}", *(_percent(a.get(name)) for a in accuracies)))
+    if len(widest["labelers"]) > 1:
+        lines.append(_row("zero-shot, all fused", *(_percent(a.get("fused")) for a in accuracies)))
+    for variant, scores in variants.items():
+        accuracies = [scores["predictions"][p]["accuracy"] or {} for p in parts]
+        members = [[a[m] for m in sorted(a) if m != "ensemble"] for a in accuracies]
+        lines.append(_row(f"{NAMES[variant]}, members", *(_spread(m) for m in members)))
+        lines.append(_row(f"{NAMES[variant]}, ensemble", *(_percent(a.get("ensemble")) for a in accuracies)))
+    return lines
 
 
 def headline(summary: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from upl_ray.artifacts import Artifact
 from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Compute, ConfigError, Train
+from upl_ray.config import Compute, ConfigError, JobError, Train
 from upl_ray.members import finish_members, read_checkpoint, unfinished_members, write_checkpoints, write_members
 from upl_ray.progress import Progress
 from upl_ray.prompt_learner import PromptLearner
@@ -90,7 +90,7 @@ def train_members(task: Task) -> Artifact:
     """Train the members that are missing in storage.
 
     Raises:
-        RuntimeError: a trial failed three times; finished members and checkpoints stay, a new run goes on from them.
+        JobError: a trial failed three times; finished members and checkpoints stay, a new run goes on from them.
     """
     artifact, recipe, compute = task.artifact, task.recipe, task.compute
     todo = unfinished_members(artifact, recipe)
@@ -100,7 +100,7 @@ def train_members(task: Task) -> Artifact:
         _run_trials(replace(task, resources=resources, trials=len(groups)), groups)
     missing = unfinished_members(artifact, recipe)
     if missing:
-        raise RuntimeError(f"Members {missing} are not finished; run the job again to go on from their checkpoints.")
+        raise JobError(f"Members {missing} are not finished; run the job again to go on from their checkpoints.")
     artifact.store.delete_folder(artifact.name(TRIALS))  # Tune's own records; nothing is restored from them
     finish_members(artifact, recipe)
     return artifact
