@@ -15,7 +15,6 @@ import pytest
 from upl_ray.command_line import load_config
 from upl_ray.demo.digits import CLASSNAMES
 from upl_ray.demo.locate import BACKBONES
-from upl_ray.metrics import imbalance
 from upl_ray.pipeline import run
 from upl_ray.summary import headline, results_table
 
@@ -43,6 +42,11 @@ def accuracy(demo: dict[str, Any], step: str, variant: str, name: str) -> float:
 def test_the_ensemble_beats_the_target_by_three_points(demo: dict[str, Any]) -> None:
     zero_shot = accuracy(demo, "zero_shot", "upl*", demo["target"])
     assert accuracy(demo, "predictions", "upl*", "ensemble") >= zero_shot + 0.03
+
+
+def imbalance(counts: list[int]) -> float:
+    """Images of the largest class over those of the smallest."""
+    return max(counts) / min(counts) if min(counts) else float("inf")
 
 
 def test_fused_labels_are_more_precise_and_top_k_is_more_balanced(demo: dict[str, Any]) -> None:

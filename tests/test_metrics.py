@@ -32,11 +32,6 @@ def test_nothing_labeled_is_not_a_number() -> None:
     assert math.isnan(metrics.accuracy(predicted[:0], true[:0]))
 
 
-def test_imbalance_is_the_largest_class_over_the_smallest() -> None:
-    assert metrics.imbalance([3, 1, 2]) == 3
-    assert metrics.imbalance([3, 0, 2]) == math.inf
-
-
 def test_folders_are_labels() -> None:
     names = ("sea horse", "cat", "dog")
     ids = ["cat/1.jpg", "sea_horse/x/2.jpg", "bird/3.jpg", "dog.jpg", "x/cat/1.jpg", "dog/", "Cat/1.jpg"]

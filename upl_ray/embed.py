@@ -11,13 +11,12 @@ workers there are or who computes it.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from upl_ray.artifacts import Artifact, Store
 from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute
-from upl_ray.corpus import Corpus, Shard, read_images
+from upl_ray.corpus import Corpus, Shard, read_images, read_listing
 from upl_ray.features import feature_artifact, feature_table
 from upl_ray.images import Geometry
 from upl_ray.pools import configure_data, plan_pools
@@ -48,12 +47,8 @@ class Encoder:
     def __init__(self, spec: ClipSpec, output: str, drop_pixels: bool, device: str, batch: int) -> None:
         if device == "cpu":
             torch.set_num_threads(1)  # the same sums in the same order, however many cores the machine has
-        self.clip, self.output, self.drop_pixels, self.batch = (
-            ClipModel(spec, device=device),
-            output,
-            drop_pixels,
-            batch,
-        )
+        self.clip = ClipModel(spec, device=device)
+        self.output, self.drop_pixels, self.batch = output, drop_pixels, batch
 
     def __call__(self, row: Row) -> Row:
         """[n, H, W, 3] uint8 pixels -> [n, D] half-precision features, at most `batch` images in one call."""
@@ -124,11 +119,10 @@ class ChunkDecoder:
     def __call__(self, span: Row) -> Iterator[Row]:
         """One row for each chunk; a bad image keeps its place with black pixels and a reason."""
         corpus = self.corpora[span["corpus"]]
-        shard = next(s for s in corpus.shards if s.id == span["shard"])
-        ids = corpus.listing(shard)
+        ids = read_listing(corpus.artifact, span["shard"])["image_id"].to_pylist()
         for first in range(span["first"], span["last"], self.chunk_size):
             chunk = ids[first : min(first + self.chunk_size, span["last"])]
-            yield {"shard": shard.id, "first": first, **decode_chunk(corpus.root, chunk, self.geometries)}
+            yield {"shard": span["shard"], "first": first, **decode_chunk(corpus.root, chunk, self.geometries)}
 
 
 def decode_chunk(root: str, image_ids: list[str], geometries: list[Geometry]) -> Row:
@@ -157,7 +151,7 @@ def write_features(batch: Any, artifacts: dict[str, Artifact]) -> dict[str, list
         reasons = {i: r for c, rs in zip(ids, chunks["reasons"], strict=True) for i, r in zip(c, rs, strict=True) if r}
         for name, artifact in artifacts.items():
             table = feature_table(
-                functools.reduce(operator.iadd, ids, []), np.concatenate(list(chunks[f"features_{name}"])), set(reasons)
+                list(chain.from_iterable(ids)), np.concatenate(list(chunks[f"features_{name}"])), set(reasons)
             )
             receipts.append(
                 {

@@ -19,11 +19,6 @@ def accuracy(predicted: Labels, true: Labels) -> float:
     return float((predicted[known] == true[known]).mean()) if known.any() else float("nan")
 
 
-def imbalance(counts: list[int]) -> float:
-    """Images of the largest class over those of the smallest; infinite if a class has none."""
-    return max(counts) / min(counts) if min(counts) else float("inf")
-
-
 def folder_labels(image_ids: list[str], classnames: tuple[str, ...]) -> Labels:
     """True class index of each image from the first folder of its id; UNLABELED where that is no class name."""
     index = {name: i for i, name in enumerate(classnames)}

@@ -4,7 +4,7 @@ A causal text tower computes the positions of `[SOS] ctx_1 ... ctx_M` alike for 
 matters. So one sequence holds the prefix once and behind it the suffixes `[class name] . [EOS]` of all classes, packed
 without padding. Every linear layer sees it as one matrix; a suffix token attends to the prefix and to its own class.
 
-Classes are sorted by suffix length, so that each run of equal lengths is a dense block and attention needs no padding.
+Classes are sorted by suffix length, so that each run of equal lengths is a dense block; only scores are padded.
 The first layer's query, key and value of suffix tokens do not depend on the context: constants. The last layer needs
 queries and MLP at EOS only, and of the prefix only keys and values.
 

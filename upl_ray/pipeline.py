@@ -46,8 +46,8 @@ def run(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     inputs = prepare(config)
     before = _Work()
-    _embed(inputs, before)
-    variants: dict[str, dict[str, Artifact]] = {v: _learn(inputs, v, before) for v in config.variants}
+    rejected = _embed(inputs, before)
+    variants: dict[str, dict[str, Artifact]] = {v: _learn(inputs, v, rejected, before) for v in config.variants}
     scores = _score(inputs, variants)
     first = variants[config.variants[0]]
     summary = {
@@ -59,7 +59,7 @@ def run(config: Config) -> dict[str, Any]:
         "predictions": first["predictions"].uri,
         "target": inputs.target.name,
         "images": inputs.corpus.images,
-        "rejected": len(_rejected(inputs, inputs.corpus)),
+        "rejected": len(rejected),
         "starved_classes": scores[config.variants[0]]["selection"]["starved"],
         "scores": scores,
     }
@@ -98,7 +98,8 @@ class _Work:
             log.warning("storage_path %s is local: all %d nodes must share it", config.storage_path, nodes)
 
 
-def _embed(inputs: Inputs, work: _Work) -> None:
+def _embed(inputs: Inputs, work: _Work) -> dict[str, str]:
+    """Features of all images; returns those of the corpus that could not be read, with their reasons."""
     specs = list(inputs.specs.values())
     if all(is_embedded(inputs.corpora, s) for s in specs):
         log.info("%-12s already there: %d backbone(s), %d shard(s)", "features", len(specs), len(inputs.corpus.shards))
@@ -109,8 +110,8 @@ def _embed(inputs: Inputs, work: _Work) -> None:
         artifact = feature_artifact(inputs.store, spec)
         if artifact.manifest() is None:
             artifact.finish(backbone=spec.backbone.model_dump(), identity=spec.identity())
-    for corpus in inputs.corpora:
-        rejected = _rejected(inputs, corpus)
+    found = [_rejected(inputs, corpus) for corpus in inputs.corpora]
+    for corpus, rejected in zip(inputs.corpora, found, strict=True):
         share = len(rejected) / max(corpus.images, 1)
         if rejected:
             log.warning(
@@ -124,6 +125,7 @@ def _embed(inputs: Inputs, work: _Work) -> None:
                 f"label.max_rejected = {inputs.config.label.max_rejected}; mend them or raise it. "
                 f"All are in {inputs.store.join('rejected.parquet')}; the first: {first}."
             )
+    return found[0]
 
 
 def _rejected(inputs: Inputs, corpus: Corpus) -> dict[str, str]:
@@ -133,7 +135,7 @@ def _rejected(inputs: Inputs, corpus: Corpus) -> dict[str, str]:
     return found
 
 
-def _learn(inputs: Inputs, variant: str, work: _Work) -> dict[str, Artifact]:
+def _learn(inputs: Inputs, variant: str, rejected: dict[str, str], work: _Work) -> dict[str, Artifact]:
     """Everything between features and predictions for one variant."""
     config, compute = inputs.config, inputs.config.compute
     classnames, template = inputs.classnames, inputs.config.template
@@ -163,7 +165,7 @@ def _learn(inputs: Inputs, variant: str, work: _Work) -> dict[str, Artifact]:
     predictions = label.prediction_artifact(inputs.store, classifier, inputs.target)
     if label.unfinished(inputs.corpora, predictions):
         work.start(config)
-    label.predict(inputs.corpora, classifier, inputs.target, _rejected(inputs, inputs.corpus), compute)
+    label.predict(inputs.corpora, classifier, inputs.target, rejected, compute)
     return {
         "pseudo": pseudo,
         "selection": selection,

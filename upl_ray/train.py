@@ -29,7 +29,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from upl_ray.artifacts import Artifact
 from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Compute, ConfigError, JobError, Train
+from upl_ray.config import Compute, JobError, Train
 from upl_ray.members import finish_members, read_checkpoint, unfinished_members, write_checkpoints, write_members
 from upl_ray.progress import Progress
 from upl_ray.prompt_learner import PromptLearner
@@ -76,7 +76,7 @@ def plan_trials(
     workers = compute.workers_per_trial
     if workers > max(slots, 1):
         kind = f"{gpus_each:g} GPU(s)" if gpus_each else "1 CPU"
-        raise ConfigError(
+        raise JobError(
             f"compute.workers_per_trial is {workers}, but the cluster has room for {slots} workers of {kind} each; "
             f"lower it or add nodes."
         )
