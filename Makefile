@@ -43,6 +43,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.prompt_step $(ARGS)
 	$(VENV)/bin/python -m benchmarks.training
+	$(VENV)/bin/python -m benchmarks.memory
 
 demo-weights: $(VENV)/.installed
 	$(VENV)/bin/python -m upl_ray.demo.pretrain $(ARGS)

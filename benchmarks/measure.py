@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
-def interleaved(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side; every round runs each side once, so that both meet the same disturbances."""
+def interleaved(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side in every round; a round runs each side once, so that both meet the same disturbances."""
     for side in sides.values():
         side()  # warm-up: allocations, threads
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
-            synchronize()
-            start = time.perf_counter()
-            side()
-            synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
+            times[name].append(seconds_of(side))
+    return times
+
+
+def seconds_of(side: Callable[[], Any]) -> float:
+    """Wall clock seconds of one call."""
+    synchronize()
+    start = time.perf_counter()
+    side()
+    synchronize()
+    return time.perf_counter() - start
 
 
 def synchronize() -> None:
@@ -34,17 +39,10 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def matmul_peak(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 9) -> float:
+def matmul_rate(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 3) -> float:
     """Best measured rate of a large square matrix product in this precision [FLOP/s]."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(repeats):
-        synchronize()
-        start = time.perf_counter()
-        a @ b
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    return 2 * size**3 / min(seconds_of(partial(torch.matmul, a, b)) for _ in range(repeats))
 
 
 def hardware(device: str) -> str:

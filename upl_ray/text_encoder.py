@@ -135,15 +135,17 @@ class TextEncoder(nn.Module):
 
     def activation_bytes(self) -> int:
         """Upper estimate of what one member's pass over all classes keeps for its backward pass [bytes, float32]."""
-        c, m = self.positions.shape
+        c = len(self.ids)
         layers, heads = _depth(self.tower), max(1, self.width // 64)
         if self.mode == "packed":
-            tokens, keys = sum(p.tokens for p in self.packed), m + 16
+            tokens = sum(p.tokens for p in self.packed)
+            keys = max(p.stop + p.block_size for p in self.packed)
+            joined = 2 * self.width * keys / min(p.block_size for p in self.packed)  # keys and values behind the prefix
         else:
             length = self.ids.shape[1] if self.mode == "own" else int(self.eos.max()) + 1
-            tokens, keys = c * length, length
+            tokens, keys, joined = c * length, length, 0.0
         # A token keeps two layer norms' inputs, q, k, v, the attended values and twice the MLP's hidden layer of 4 W.
-        return 4 * layers * tokens * (15 * self.width + 2 * heads * keys)
+        return int(4 * layers * tokens * (15 * self.width + joined + 2 * heads * keys))
 
     def _context(self, ctx: Tensor, classes: slice) -> Tensor:
         """The contexts of some classes [G, c, M, W]."""
