@@ -25,8 +25,9 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Smaller blocks are too many, larger ones compute scores that the mask throws away (measured from 16 to 96).
-SMALLEST_BLOCK, LARGEST_BLOCK = 24, 56
+# Smaller blocks are too many products, much larger ones compute scores that the mask throws away.
+SMALLEST_BLOCK = 24  # tokens
+SIZES = 33  # block sizes that are tried, from the smallest possible on
 
 
 def can_pack(tower: Any) -> bool:
@@ -55,7 +56,7 @@ def fill_blocks(lengths: Sequence[int], size: int) -> list[list[int]]:
 def choose_blocks(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
     """The block size that pads least, and the classes of each block."""
     smallest = max(SMALLEST_BLOCK, *lengths)
-    packings = {size: fill_blocks(lengths, size) for size in range(smallest, max(smallest, LARGEST_BLOCK) + 1)}
+    packings = {size: fill_blocks(lengths, size) for size in range(smallest, smallest + SIZES)}
     size = min(packings, key=lambda s: len(packings[s]) * s)
     return size, packings[size]
 

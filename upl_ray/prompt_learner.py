@@ -102,6 +102,13 @@ class PromptLearner:
             [self.ctx], lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
 
+    @property
+    def plan(self) -> str:
+        """How a step is done, for the log: the pass through the text tower, and what is processed in turn."""
+        groups, chunks = -(-len(self.members) // self.members_at_once), len(self.encoder.chunks)
+        in_turn = [f"members in {groups} turns"] * (groups > 1) + [f"classes in {chunks} turns"] * (chunks > 1)
+        return ", ".join([f"prompts take the {self.encoder.mode} pass of the text tower", *in_turn])
+
     def train_epoch(self, epoch: int) -> list[float]:
         """One pass over the images; returns the mean loss of each member [G]."""
         for group in self.optimizer.param_groups:

@@ -14,7 +14,6 @@ Three passes give the same result, chosen by what the tower and the prompt allow
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,8 +24,6 @@ from torch.utils.checkpoint import checkpoint
 from upl_ray.clip_model import ClipModel
 from upl_ray.config import ClassPosition, ConfigError
 from upl_ray.packed_text import PackedTextEncoder, can_pack
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,6 @@ class TextEncoder(nn.Module):
         self.width = self.embedding.embedding_dim
         self.ctx_shape = (len(classnames), n_ctx, self.width) if class_specific else (n_ctx, self.width)
         self.mode = choose_pass(self.tower, shared_prefix=class_position == "end" and not class_specific)
-        log.info("%-12s %s: prompts take the %s pass of the text tower", "training", clip.spec.name, self.mode)
         if self.mode != "own":
             self.eos = _eos_positions(self.tower, self.ids)  # [C]
         self.split(1)

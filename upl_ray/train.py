@@ -134,16 +134,21 @@ def _run_trials(task: Task, groups: list[list[int]]) -> None:
 
 
 class TrialProgress(tune.Callback):
-    """Counts finished epochs of all members on the driver."""
+    """Counts finished epochs of all members on the driver, and says once how trials do their steps."""
 
     def __init__(self, epochs: int, members: int) -> None:
         self.progress = Progress("training", epochs * members, "epochs")
         self.seen: dict[str, int] = {}
+        self.plans: set[str] = set()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Called by Tune with each report of a trial."""
+        plan = result.get("plan")
+        if plan and plan not in self.plans:
+            self.plans.add(plan)
+            log.info("%-12s %s", "training", plan)
         done = result["member_epochs"]
         self.progress.advance(max(0, done - self.seen.get(trial.trial_id, 0)))
         self.seen[trial.trial_id] = max(done, self.seen.get(trial.trial_id, 0))
@@ -233,5 +238,6 @@ def _train_epochs(
             write_checkpoints(task.artifact, learner, epoch + 1, losses)
         if last or time.monotonic() - last_report >= REPORT_INTERVAL_S:
             last_report = time.monotonic()
-            report({"epoch": epoch + 1, "member_epochs": done, "loss": sum(h[-1] for h in losses) / len(losses)})
+            loss = sum(h[-1] for h in losses) / len(losses)
+            report({"epoch": epoch + 1, "member_epochs": done, "loss": loss, "plan": learner.plan})
     return done
