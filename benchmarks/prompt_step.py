@@ -3,8 +3,9 @@
 python -m benchmarks.prompt_step --classes 100 --members 1 --precision fp32 bf16
 
 RN50's text tower with random weights, 16 context tokens, batch 32, ImageNet's class names. The plain step of more than
-`--plain-limit` classes does not fit in memory; it is measured at the limit and scaled linearly, which favours it. The share of the matmul peak is the linear layers'
-arithmetic (no padding, no attention) over the rate of a 2048 x 2048 product, the best of three in the same round.
+`--plain-limit` classes does not fit in memory; it is measured at the limit and scaled linearly, which favours it. The
+share of the matmul peak is the linear layers' arithmetic (no padding, no attention) over the rate of a 2048 x 2048
+product, the best of three in the same round.
 """
 
 from __future__ import annotations

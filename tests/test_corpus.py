@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from upl_ray import schema
 from upl_ray.artifacts import Store
 from upl_ray.config import ConfigError, Source
-from upl_ray.corpus import Corpus, find_images, list_corpus, read_images
+from upl_ray.corpus import Corpus, Shard, list_corpus
+from upl_ray.reading import read_images
+from upl_ray.sources import find
 
 
 @pytest.fixture
@@ -35,7 +39,17 @@ def listed(root: Path, shard_size: int = 8) -> Corpus:
 
 
 def present(corpus: Corpus) -> list[str]:
-    return sorted(i for s in corpus.shards for i in corpus.listing(s) if i not in s.removed)
+    return sorted(i for s in corpus.shards for i in ids_of(corpus, s) if i not in s.removed)
+
+
+def ids_of(corpus: Corpus, shard: Shard) -> list[str]:
+    ids: list[str] = corpus.listing(shard)["image_id"].to_pylist()
+    return ids
+
+
+def read(root: str, files: list[str]) -> list[bytes | str]:
+    rows = [{"image_id": f, "version": "1-1", "file": f} for f in files]
+    return read_images(root, pa.Table.from_pylist(rows, schema=schema.LISTING))
 
 
 def files(root: Path) -> list[str]:
@@ -72,21 +86,21 @@ def test_new_files_make_new_shards_only(root: Path) -> None:
 @pytest.mark.parametrize("change", [{"content": "xy"}, {"mtime": 1_000_000_001}])
 def test_a_changed_file_leaves_its_shard_and_comes_in_a_new_one(root: Path, change: dict[str, object]) -> None:
     first = listed(root)
-    victim = first.listing(first.shards[1])[3]
+    victim = ids_of(first, first.shards[1])[3]
     write(root, victim, **change)  # type: ignore[arg-type]
     second = listed(root)
     assert second.shards[1].id == first.shards[1].id
     assert second.shards[1].removed == {victim}
     assert second.shards[1].state != first.shards[1].state
     assert (second.shards[0], second.shards[2]) == (first.shards[0], first.shards[2])
-    assert second.listing(second.shards[3]) == [victim]
+    assert ids_of(second, second.shards[3]) == [victim]
     assert (second.images, second.added) == (20, 1)
     assert present(second) == files(root)
 
 
 def test_a_file_that_changed_back_counts_once(root: Path) -> None:
     first = listed(root)
-    victim = first.listing(first.shards[0])[0]
+    victim = ids_of(first, first.shards[0])[0]
     write(root, victim, "other")
     listed(root)
     write(root, victim)
@@ -97,7 +111,7 @@ def test_a_file_that_changed_back_counts_once(root: Path) -> None:
 
 def test_a_deleted_file_drops_out_and_can_come_back(root: Path) -> None:
     first = listed(root)
-    victim = first.listing(first.shards[0])[0]
+    victim = ids_of(first, first.shards[0])[0]
     (root / victim).unlink()
     second = listed(root)
     assert second.shards[0].removed == {victim}
@@ -109,7 +123,7 @@ def test_a_deleted_file_drops_out_and_can_come_back(root: Path) -> None:
 
 def test_a_shard_without_any_image_left_is_gone(root: Path) -> None:
     first = listed(root)
-    for image_id in first.listing(first.shards[1]):
+    for image_id in ids_of(first, first.shards[1]):
         (root / image_id).unlink()
     second = listed(root)
     assert second.shards == (first.shards[0], first.shards[2])
@@ -135,14 +149,14 @@ def test_a_random_history_always_lists_what_is_there(root: Path) -> None:
 
 
 def test_other_files_and_hidden_ones_are_ignored(root: Path) -> None:
-    before = find_images(str(root))
+    before = find(str(root)).files
     for name in ("notes.txt", "a/.hidden.jpg", ".git/x.jpg", "a/.cache/y.png", "z.jpg.tmp", "jpg", "a.json", "b.jpgx"):
         write(root, name)
-    assert find_images(str(root)) == before
+    assert find(str(root)).files == before
     for name in ("UPPER.JPG", "p.png", "w.webp", "b.bmp", "g.gif", "t.tif", "u.tiff", "j.jpeg"):
         write(root, name)
-    assert len(find_images(str(root))) == len(before) + 8
-    assert len(find_images(str(root.rename(root.parent / ".hidden")))) == len(before) + 8  # above the corpus: no matter
+    assert len(find(str(root)).files) == len(before) + 8
+    assert len(find(str(root.rename(root.parent / ".hidden"))).files) == len(before) + 8  # above the corpus: no matter
 
 
 class Shuffled(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no types
@@ -165,7 +179,7 @@ def test_the_order_of_the_file_systems_listing_is_irrelevant(tmp_path: Path) -> 
     for name in names:
         Shuffled().pipe(f"/{tmp_path.name}/{name}", b"x" * len(name))
     uri = f"shuffled:///{tmp_path.name}"
-    assert list(find_images(uri)) != list(find_images(uri))
+    assert list(find(uri).files) != list(find(uri).files)
     corpora = [list_corpus(Store(str(tmp_path / str(i))), Source(uri=uri), 8) for i in range(5)]
     assert all(c.shards == corpora[0].shards for c in corpora)
     assert present(corpora[0]) == sorted(names)
@@ -177,7 +191,7 @@ def test_a_relative_folder_is_found_by_workers_that_stand_elsewhere(
     monkeypatch.chdir(root.parent)
     corpus = list_corpus(Store(str(root.parent / "run")), Source(uri="images"), 8)
     monkeypatch.chdir("/")
-    assert None not in read_images(corpus.root, present(corpus))
+    assert None not in read(corpus.roots[0], present(corpus))
 
 
 def test_nothing_to_list_is_refused(root: Path, tmp_path: Path) -> None:
@@ -185,10 +199,10 @@ def test_nothing_to_list_is_refused(root: Path, tmp_path: Path) -> None:
     write(tmp_path / "text", "a.txt")
     for folder in ("empty", "text"):
         with pytest.raises(ConfigError, match=r"No image lies under .*\.jpg"):
-            find_images(str(tmp_path / folder))
+            find(str(tmp_path / folder))
     for bad in (str(tmp_path / "missing"), "nosuch://bucket/x"):
         with pytest.raises(ConfigError, match="cannot be listed"):
-            find_images(bad)
+            find(bad)
 
 
 def test_images_are_read_in_order_and_a_missing_one_has_a_reason(root: Path) -> None:
@@ -196,9 +210,9 @@ def test_images_are_read_in_order_and_a_missing_one_has_a_reason(root: Path) -> 
     for i, image_id in enumerate(ids):
         write(root, image_id, f"content {i}")
     (root / ids[4]).unlink()
-    assert read_images(str(root), ids) == ["missing file" if i == 4 else f"content {i}".encode() for i in range(20)]
+    assert read(str(root), ids) == ["missing file" if i == 4 else f"content {i}".encode() for i in range(20)]
 
 
 def test_a_folder_that_is_absent_on_this_machine_is_no_reason_to_reject_its_images(root: Path) -> None:
     with pytest.raises(RuntimeError, match=r"None of 2 listed images is found under .* every node must reach"):
-        read_images(str(root / "not mounted here"), ["a.jpg", "b.jpg"])
+        read(str(root / "not mounted here"), ["a.jpg", "b.jpg"])

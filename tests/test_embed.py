@@ -44,6 +44,10 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> list[ClipSpec]:
     return [resolve(Backbone(model=f"local-dir:{folder}")) for folder in made]
 
 
+def embed_all(corpus: Corpus, specs: list[ClipSpec], compute: Compute) -> None:
+    embed([corpus], specs, compute, {s.name: {shard.id for shard in corpus.shards} for s in specs})
+
+
 def stored(corpus: Corpus, spec: ClipSpec) -> tuple[list[str], np.ndarray]:  # type: ignore[type-arg]
     shards = [read_features(feature_artifact(corpus.artifact.store, spec), s) for s in corpus.shards]
     ids = [i for shard_ids, _ in shards for i in shard_ids]
@@ -56,7 +60,7 @@ def test_four_resolutions_in_one_pass_equal_a_plain_open_clip_loop(
     cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
 ) -> None:
     corpus = list_corpus(Store(str(tmp_path)), Source(uri=str(pictures)), 10)
-    embed([corpus], specs, Compute(chunk_size=4))
+    embed_all(corpus, specs, Compute(chunk_size=4))
     for spec in specs:
         model, _, preprocess = open_clip.create_model_and_transforms(spec.source)
         model.eval()
@@ -74,7 +78,7 @@ def test_features_are_bitwise_equal_for_any_number_of_actors(
     results = []
     for actors in (1, 2):
         corpus = list_corpus(Store(str(tmp_path / str(actors))), Source(uri=str(pictures)), 10)
-        embed([corpus], specs[:1], Compute(chunk_size=4, max_actors=actors))
+        embed_all(corpus, specs[:1], Compute(chunk_size=4, max_actors=actors))
         results.append(stored(corpus, specs[0]))
     assert results[0][0] == results[1][0]
     assert np.array_equal(results[0][1], results[1][1])
@@ -85,12 +89,12 @@ def test_only_missing_pairs_of_shard_and_backbone_are_computed(
 ) -> None:
     store = Store(str(tmp_path))
     corpus = list_corpus(store, Source(uri=str(pictures)), 10)
-    embed([corpus], specs[:1], Compute(chunk_size=4))
+    embed_all(corpus, specs[:1], Compute(chunk_size=4))
     lost = feature_artifact(store, specs[0])
     victim = corpus.shards[1].id
     kept = {s.id: lost.read_commit(s.id)["parts"] for s in corpus.shards if s.id != victim}
     (tmp_path / lost.name(f"commits/{victim}.json")).unlink()  # as if the run had been killed before this commit
-    embed([corpus], specs[:2], Compute(chunk_size=4))  # and a second backbone was added since
+    embed_all(corpus, specs[:2], Compute(chunk_size=4))  # and a second backbone was added since
     assert {s.id: lost.read_commit(s.id)["parts"] for s in corpus.shards if s.id != victim} == kept
     assert lost.committed() == feature_artifact(store, specs[1]).committed() == {s.id for s in corpus.shards}
 

@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "upl_ray"
 MODULES = sorted(PACKAGE.glob("*.py"))
-WITH_RAY = {"corpus", "embed", "encode_text", "pools", "label", "views", "train", "pipeline"}
+WITH_RAY = {"embed", "encode_text", "pools", "label", "selection", "views", "train", "pipeline"}
 WITHOUT_TORCH = (
     *("config", "schema", "artifacts", "images", "pseudo_labels", "metrics"),
-    *("corpus", "clip_spec", "progress", "score", "summary"),
+    *("corpus", "sources", "archives", "manifests", "reading", "clip_spec", "progress", "score", "summary"),
 )
 
 

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from upl_ray import metrics
+from upl_ray.sources import sub_folder
 from upl_ray.zero_shot import ensemble_probabilities, fill_template, probabilities
 
 
@@ -32,10 +33,15 @@ def test_nothing_labeled_is_not_a_number() -> None:
     assert math.isnan(metrics.accuracy(predicted[:0], true[:0]))
 
 
+def test_a_label_is_a_class_name_or_a_class_number() -> None:
+    names = ("sea horse", "cat", "7", "dog")
+    labels = ["cat", "sea_horse", "bird", None, "", "3", "7", "0", "4", "-1", "Cat"]
+    assert metrics.true_labels(labels, names).tolist() == [1, 0, -1, -1, -1, 3, 2, 0, -1, -1, -1]
+
+
 def test_folders_are_labels() -> None:
-    names = ("sea horse", "cat", "dog")
-    ids = ["cat/1.jpg", "sea_horse/x/2.jpg", "bird/3.jpg", "dog.jpg", "x/cat/1.jpg", "dog/", "Cat/1.jpg"]
-    assert metrics.folder_labels(ids, names).tolist() == [1, 0, -1, -1, -1, 2, -1]
+    ids = ["cat/1.jpg", "sea_horse/x/2.jpg", "bird/3.jpg", "dog.jpg", "x/cat/1.jpg"]
+    assert [sub_folder(i) for i in ids] == ["cat", "sea_horse", "bird", None, "x"]
 
 
 def features(seed: int, *shape: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from upl_ray import schema
 from upl_ray.pseudo_labels import assign, fuse, samples_per_class, top_k
 
 Row = tuple[str, int, float]
+SHARD = "s"
 ALPHABET = ["a", "b", "B", "/", ".", "é", "\uffff", "😀"]  # the last two order differently in UTF-16
 
 
@@ -30,6 +31,7 @@ def table(rows: list[Row]) -> pa.Table:
             "image_id": pa.array(ids, pa.string()),
             "extra": pa.array([0] * len(rows), pa.int8()),
             "pseudo_label": pa.array(labels, pa.int32()),
+            "shard": pa.array([SHARD] * len(rows), pa.string()),
         }
     )
 
@@ -39,7 +41,7 @@ def naive_top_k(rows: list[Row], k: int, n_classes: int) -> list[dict[str, objec
     for c in range(n_classes):
         mine = sorted({(-p, i) for i, label, p in rows if label == c})[:k]
         for rank, (p, i) in enumerate(mine):
-            chosen.append({"image_id": i, "pseudo_label": c, "confidence": -p, "rank": rank})
+            chosen.append({"image_id": i, "pseudo_label": c, "confidence": -p, "rank": rank, "shard": SHARD})
     return chosen
 
 

@@ -16,6 +16,7 @@ import sys
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -93,6 +94,15 @@ class Store:
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
         infos = self._target[0].get_file_info(selector)
         return sorted(i.base_name for i in infos if i.type == pafs.FileType.File and not i.base_name.endswith(".tmp"))
+
+    def delete(self, name: str) -> None:
+        """Delete a file; none is no error."""
+        if self.is_local:
+            Path(self.path(name)).unlink(missing_ok=True)
+        else:  # pyarrow would put a directory marker where the last file of a prefix was
+            fs, path = fsspec.core.url_to_fs(self.join(name))
+            with suppress(FileNotFoundError):
+                fs.rm_file(path)
 
     def delete_folder(self, folder: str) -> None:
         """Delete a folder and all that is in it; none is no error."""

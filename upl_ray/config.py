@@ -108,12 +108,26 @@ def expand_backbones(value: Any) -> Any:
 class Source(Section):
     """Where images lie."""
 
-    uri: str = Field(
-        "", description="Folder or prefix of images, nested: a path, `s3://bucket/prefix`, `demo:digits/...`."
+    uri: str | tuple[str, ...] = Field(
+        "",
+        description="Folder or prefix of images (nested), of tar or Parquet archives of them, one such file, a pattern "
+        "(`s3://bucket/shards/*.tar`), or a manifest that names images (txt, csv, jsonl); `demo:digits/...`. A list: "
+        "all of them.",
     )
-    labels: Literal["none", "folders"] = Field(
-        "none", description="True labels, used to score and for nothing else: none, or the first sub-folder's name."
+    labels: Literal["none", "folders", "column"] = Field(
+        "none",
+        description="True labels, used to score and for nothing else: none; folders: the first sub-folder's name; "
+        "column: `label` of a manifest or Parquet file, `.cls` or `.json` in tar archives.",
     )
+    roots: tuple[str, ...] = Field(
+        (),
+        description="Folders and prefixes that a manifest's absolute addresses may point into, beside its own folder.",
+    )
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """The addresses; empty if there is none."""
+        return (self.uri,) * bool(self.uri) if isinstance(self.uri, str) else self.uri
 
 
 class Label(Section):
@@ -237,6 +251,11 @@ class Config(Section):
         description="upl*: pseudo-labels of all backbones fused; upl: of the target alone. First is exported.",
     )
     storage_path: str = Field(description="Folder of all results: a path, `s3://bucket/prefix`, any fsspec URL.")
+    keep_features: Literal["all", "target", "none"] = Field(
+        "all",
+        description="Features that stay in storage after the run: all; those of the target, which another recipe "
+        "needs for its predictions; or none. What is dropped is computed again when class names or template change.",
+    )
     label: Label = Field(Label(), description="Pseudo-labels.")
     views: Views = Field(Views(), description="Augmented views.")
     train: Train = Field(Train(), description="Prompt learning.")
@@ -258,7 +277,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if not self.corpus.uri:
+        if not self.corpus.uris:
             raise ValueError("corpus.uri is empty; name the folder or prefix of the unlabeled images")
         names = [b.label for b in self.backbones]
         doubled = sorted({n for n in names if names.count(n) > 1})

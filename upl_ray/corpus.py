@@ -1,26 +1,30 @@
-"""Sources of images as append-only shards: found, remembered, and read.
+"""A corpus as append-only shards: found, remembered, and brought up to date.
 
-A shard is an immutable list of (image_id, version) under an id made from its content. A later run keeps the shards it
-knows, puts new and changed files into new shards, and notes which rows of old shards are gone, so work that was done
-for a shard stays valid for ever.
+A shard is an immutable listing of (image_id, version) under an id made from its content. A later run keeps the shards
+it knows, puts new and changed images into new shards, and notes which rows of old shards are gone, so work that was
+done for a shard stays valid for ever. An archive's shards live and go with it: an unchanged one is not read again.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
-from upl_ray import schema
+from upl_ray import archives, schema, sources
 from upl_ray.artifacts import IO_THREADS, Artifact, Store, fingerprint, open_filesystem
 from upl_ray.config import ConfigError, Source
 from upl_ray.demo import locate
-from upl_ray.images import EXTENSIONS
+from upl_ray.manifests import URI_COLUMNS, Named, read_manifest
+from upl_ray.sources import Found
 
-VERSION = 1  # raise when the same source lists other images
+VERSION = 2  # raise when the same source lists other images
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,20 @@ class Shard:
 
     id: str
     rows: int
+    root: str = ""  # what the files of its listing are relative to
+    listing: str = ""  # name of its listing in the store
     removed: frozenset[str] = field(default_factory=frozenset)  # ids whose file is gone or has changed since
+    archive: str = ""  # the archive that all of its images lie in, relative to the root; empty for single files
+    version: str = ""  # the archive's
 
     @property
     def state(self) -> str:
         """Identity of the rows that still exist: what is derived from features is committed under this name."""
         return f"{self.id}-{fingerprint(sorted(self.removed))}" if self.removed else self.id
+
+    def record(self) -> dict[str, Any]:
+        """The shard in the corpus' manifest."""
+        return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Corpus:
     """The images that exist now."""
 
     artifact: Artifact
-    root: str
+    roots: tuple[str, ...]
     shards: tuple[Shard, ...]
     added: int = 0  # images that this listing found for the first time
 
@@ -56,106 +68,162 @@ class Corpus:
         """Identity of the present set of images and versions."""
         return fingerprint(sorted(s.state for s in self.shards))
 
-    def listing(self, shard: Shard) -> list[str]:
-        """Image ids of a shard, in its fixed order, removed ones included."""
-        return read_listing(self.artifact, shard.id)["image_id"].to_pylist()  # type: ignore[no-any-return]
+    @property
+    def name(self) -> str:
+        """The addresses, for people."""
+        return ", ".join(self.roots)
 
+    def listing(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
+        """Rows of `schema.LISTING` in their fixed order, removed ones included."""
+        return self.artifact.store.read_table(shard.listing, columns)
 
-def find_images(uri: str) -> dict[str, str]:
-    """All images under a folder or prefix: image_id (path below it) -> version (size and modification time).
-
-    Raises:
-        ConfigError: the folder does not exist, cannot be reached or holds no image.
-    """
-    try:
-        fs, root = open_filesystem(uri)
-        infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(
-            f"The images under {uri!r} cannot be listed ({error}); check the address and the access."
-        ) from None
-    found = {}
-    for info in infos:
-        image_id = info.path[len(root) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in image_id.split("/"))
-        if info.type == pafs.FileType.File and image_id.lower().endswith(EXTENSIONS) and not hidden:
-            found[image_id] = f"{info.size}-{info.mtime_ns or 0}"
-    if not found:
-        raise ConfigError(f"No image lies under {uri!r}; files ending in {' '.join(EXTENSIONS)} are looked for.")
-    return found
+    def labels(self, shard: Shard) -> dict[str, str | None]:
+        """What the source says about the true class of each image; for scores only."""
+        table = self.listing(shard, ["image_id", "label"])
+        return dict(zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True))
 
 
 def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     """Find a source's images and bring its shards up to date.
 
     Raises:
-        ConfigError: see `find_images`.
+        ConfigError: see `sources.find`, `archives` and `manifests`.
     """
     try:
-        root = locate.images(source.uri)
+        roots = tuple(locate.images(uri) for uri in source.uris)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    artifact = Artifact(store, "corpus", fingerprint({"version": VERSION, "root": root}))
-    found = find_images(root)
-    manifest = artifact.manifest() or {"shards": []}
-    new, shards = dict(found), []
-    for known in manifest["shards"]:
-        listing = read_listing(artifact, known["id"])
-        pairs = zip(listing["image_id"].to_pylist(), listing["version"].to_pylist(), strict=True)
-        removed = set()
-        for image_id, version in pairs:
-            if new.get(image_id) == version:
-                del new[image_id]
-            else:  # gone, changed, or listed again by a later shard
-                removed.add(image_id)
-        if len(removed) < known["rows"]:
-            shards.append(Shard(known["id"], known["rows"], frozenset(removed)))
-    added = sorted(new.items())
-    for first in range(0, len(added), shard_size):
-        shards.append(_new_shard(artifact, root, added[first : first + shard_size]))
-    corpus = Corpus(artifact, root, tuple(shards), len(added))
-    known = [{"id": s.id, "rows": s.rows, "removed": sorted(s.removed)} for s in shards]
-    if known != manifest["shards"]:
-        artifact.finish(root=root, images=corpus.images, shards=known)
+    artifact = Artifact(store, "corpus", fingerprint({"version": VERSION, "roots": roots}))
+    records = (artifact.manifest() or {"shards": {}})["shards"]
+    shards: dict[str, list[Shard]] = {}
+    added = 0
+    for root in roots:
+        known = [Shard(**{**r, "removed": frozenset(r["removed"])}) for r in records.get(root, [])]
+        listing = _Listing(artifact, root, f"{root}/" if len(roots) > 1 else "", shard_size)
+        shards[root], new = listing.update(known, source)
+        added += new
+    corpus = Corpus(artifact, roots, tuple(s for root in roots for s in shards[root]), added)
+    new_records = {root: [s.record() for s in of_root] for root, of_root in shards.items()}
+    if new_records != records:
+        artifact.finish(roots=list(roots), images=corpus.images, shards=new_records)
     return corpus
 
 
-def _new_shard(artifact: Artifact, root: str, rows: list[tuple[str, str]]) -> Shard:
-    digest = hashlib.sha256(repr((root, rows)).encode()).hexdigest()[:16]
-    ids, versions = zip(*rows, strict=True)
-    table = pa.table({"image_id": pa.array(ids), "version": pa.array(versions)}, schema=schema.LISTING)
-    artifact.store.write_table(artifact.name(f"shards/{digest}.parquet"), table)
-    return Shard(digest, len(rows))
+@dataclass(frozen=True)
+class _Listing:
+    """Brings the shards of one address up to date."""
+
+    artifact: Artifact
+    address: str
+    prefix: str  # in front of every image id
+    shard_size: int
+
+    def update(self, known: list[Shard], source: Source) -> tuple[list[Shard], int]:
+        """The shards as they are now, and how many images are new."""
+        found = sources.find(self.address)
+        manifests = found.form == "manifest" or (found.form == "parquet" and self._names_images(found))
+        _check_labels(source, self.address, "manifest" if manifests else found.form)
+        if manifests:
+            named = self._read_manifests(found, source.roots)
+            versions = {self.prefix + i: n.version for i, n in named.items()}
+            return self._images(known, found.root, versions, lambda i: named[i[len(self.prefix) :]])
+        if found.form == "images":
+            versions = {self.prefix + file: version for file, version in found.files.items()}
+            return self._images(known, found.root, versions, self._own_file)
+        return self._archives(known, found)
+
+    def _own_file(self, image_id: str) -> Named:
+        file = image_id[len(self.prefix) :]
+        return Named(file, "", sources.sub_folder(file))
+
+    def _images(
+        self, known: list[Shard], root: str, new: dict[str, str], describe: Callable[[str], Named]
+    ) -> tuple[list[Shard], int]:
+        """Shards of single files; `new` (image id -> version) is used up."""
+        shards = []
+        with ThreadPoolExecutor(IO_THREADS) as pool:
+            read = partial(self.artifact.store.read_table, columns=["image_id", "version"])
+            for shard, listing in zip(known, pool.map(read, [s.listing for s in known]), strict=True):
+                removed = set()
+                pairs = zip(listing["image_id"].to_pylist(), listing["version"].to_pylist(), strict=True)
+                for image_id, version in pairs:
+                    if new.get(image_id) == version:
+                        del new[image_id]
+                    else:  # gone, changed, or listed again by a later shard
+                        removed.add(image_id)
+                if len(removed) < shard.rows:
+                    shards.append(Shard(**{**vars(shard), "removed": frozenset(removed)}))
+        added = sorted(new)
+        for first in range(0, len(added), self.shard_size):
+            ids = added[first : first + self.shard_size]
+            about = [describe(i) for i in ids]
+            columns = [
+                ids,
+                [new[i] for i in ids],
+                [a.label for a in about],
+                [a.file for a in about],
+                *[[None] * len(ids)] * 2,
+            ]
+            shards.append(self._write(root, pa.table(columns, schema=schema.LISTING)))
+        return shards, len(added)
+
+    def _archives(self, known: list[Shard], found: Found) -> tuple[list[Shard], int]:
+        """Shards of archives: those of unchanged ones stay, new and changed ones are read."""
+        shards = [s for s in known if found.files.get(s.archive) == s.version]
+        fresh = sorted(found.files.keys() - {s.archive for s in shards})
+        fs, root = open_filesystem(found.root)
+        index = archives.index_tar if found.form == "tar" else archives.index_parquet
+        added = 0
+        with ThreadPoolExecutor(IO_THREADS) as pool:
+            for file, rows in zip(fresh, pool.map(lambda f: index(fs, f"{root}/{f}"), fresh), strict=True):
+                table = archives.listing_table(self.prefix, file, found.files[file], rows)
+                for first in range(0, len(table), self.shard_size):
+                    part = table.slice(first, self.shard_size)
+                    shards.append(self._write(found.root, part, archive=file, version=found.files[file]))
+                added += len(table)
+        if not shards:
+            raise ConfigError(f"The archives under {self.address!r} hold no image.")
+        return shards, added
+
+    def _write(self, root: str, table: pa.Table, archive: str = "", version: str = "") -> Shard:
+        rows = list(zip(table["image_id"].to_pylist(), table["version"].to_pylist(), strict=True))
+        digest = hashlib.sha256(repr((root, rows)).encode()).hexdigest()[:16]
+        name = self.artifact.name(f"shards/{digest}.parquet")
+        self.artifact.store.write_table(name, table)
+        return Shard(digest, len(rows), root, name, archive=archive, version=version)
+
+    def _names_images(self, found: Found) -> bool:
+        """True if Parquet files hold addresses of images; judged by the first one.
+
+        Raises:
+            ConfigError: it holds neither bytes nor addresses.
+        """
+        fs, root = open_filesystem(found.root)
+        with fs.open_input_file(f"{root}/{min(found.files)}") as file:
+            columns = pq.ParquetFile(file).schema_arrow
+        if archives.bytes_column(columns):
+            return False
+        if not set(columns.names) & set(URI_COLUMNS):
+            raise ConfigError(
+                f"{min(found.files)!r} under {found.root!r} has no column of image bytes "
+                f"({', '.join(archives.BYTES_COLUMNS)}) or addresses ({', '.join(URI_COLUMNS)}); "
+                f"its columns are {', '.join(columns.names)}."
+            )
+        return True
+
+    def _read_manifests(self, found: Found, roots: tuple[str, ...]) -> dict[str, Named]:
+        fs, root = open_filesystem(found.root)
+        named: dict[str, Named] = {}
+        for file in sorted(found.files):
+            more = read_manifest(fs, f"{root}/{file}", found.root, roots)
+            doubled = next((i for i in more if i in named), None)
+            if doubled is not None:
+                raise ConfigError(f"Two manifests under {found.root!r} name {doubled!r}; remove one of them.")
+            named |= more
+        return named
 
 
-def read_listing(artifact: Artifact, shard: str) -> pa.Table:
-    """A shard's table of `schema.LISTING`."""
-    return artifact.store.read_table(artifact.name(f"shards/{shard}.parquet"))
-
-
-def read_images(root: str, image_ids: list[str]) -> list[bytes | str]:
-    """The files' bytes, in order, read concurrently; a reason instead where a file is missing or not permitted.
-
-    Raises:
-        OSError: the storage does not answer; that says nothing about the image, so the task fails and is repeated.
-        RuntimeError: none of the files is there, so it is the folder that is missing on this machine.
-    """
-    fs, folder = open_filesystem(root)
-
-    def read(image_id: str) -> bytes | str:
-        try:
-            with fs.open_input_stream(f"{folder}/{image_id}") as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            return "missing file"
-        except PermissionError:
-            return "no permission to read the file"
-
-    with ThreadPoolExecutor(IO_THREADS) as pool:
-        found = list(pool.map(read, image_ids))
-    if found and all(f == "missing file" for f in found):
-        raise RuntimeError(
-            f"None of {len(found)} listed images is found under {root} on this machine, for example {image_ids[0]}; "
-            f"every node must reach the same folder."
-        )
-    return found
+def _check_labels(source: Source, address: str, form: sources.Form) -> None:
+    wanted = {"images": "folders", "manifest": "column", "parquet": "column"}.get(form, source.labels)
+    if source.labels not in ("none", wanted):
+        raise ConfigError(f"labels {source.labels!r} does not fit {address!r} ({form}); use `{wanted}` or `none`.")

@@ -20,6 +20,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import torch
 
@@ -28,11 +29,12 @@ from upl_ray.artifacts import Artifact, Store
 from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute
-from upl_ray.corpus import Corpus, Shard, read_images, read_listing
+from upl_ray.corpus import Corpus, Shard
 from upl_ray.features import feature_artifact, feature_table
 from upl_ray.images import Geometry
 from upl_ray.pools import configure_data, plan_pools
 from upl_ray.progress import Progress
+from upl_ray.reading import read_images
 
 log = logging.getLogger(__name__)
 
@@ -58,21 +60,20 @@ class Encoder:
         return {**kept, self.output: np.concatenate([self.clip.encode_crops(s) for s in slices])}
 
 
-def embed(corpora: list[Corpus], specs: list[ClipSpec], compute: Compute) -> None:
-    """Compute and commit the missing features of every (shard, backbone) pair."""
+def embed(corpora: list[Corpus], specs: list[ClipSpec], compute: Compute, needed: dict[str, set[str]]) -> None:
+    """Compute and commit the missing features of every needed (backbone, shard id) pair."""
     store = corpora[0].artifact.store
-    todo: dict[tuple[str, ...], list[tuple[Corpus, Shard]]] = defaultdict(list)
+    todo: dict[tuple[str, ...], list[Shard]] = defaultdict(list)
     done = {s.name: feature_artifact(store, s).committed() for s in specs}
-    for corpus in corpora:
-        for shard in corpus.shards:
-            missing = tuple(s.name for s in specs if shard.id not in done[s.name])
-            if missing:
-                todo[missing].append((corpus, shard))
+    for shard in {s.id: s for c in corpora for s in c.shards}.values():
+        missing = tuple(s.name for s in specs if shard.id in needed.get(s.name, ()) and shard.id not in done[s.name])
+        if missing:
+            todo[missing].append(shard)
     for names, work in todo.items():  # usually one group; more after a backbone was added or a run was killed
         _embed_pass(store, [s for s in specs if s.name in names], work, compute)
 
 
-def _embed_pass(store: Store, specs: list[ClipSpec], work: list[tuple[Corpus, Shard]], compute: Compute) -> None:
+def _embed_pass(store: Store, specs: list[ClipSpec], work: list[Shard], compute: Compute) -> None:
     configure_data(compute)
     specs = sorted(specs, key=lambda s: -s.geometry.height * s.geometry.width)
     pool = plan_pools(len(specs), ray.cluster_resources(), compute)
@@ -84,11 +85,11 @@ def _embed_pass(store: Store, specs: list[ClipSpec], work: list[tuple[Corpus, Sh
     last_user = {s.geometry.key: s.name for s in specs}
     span = compute.chunk_size * CHUNKS_PER_SPAN
     spans = [
-        {"corpus": i, "shard": s.id, "first": first, "last": min(first + span, s.rows)}
-        for i, (_, s) in enumerate(work)
+        {"shard": s.id, "root": s.root, "listing": s.listing, "first": first, "last": min(first + span, s.rows)}
+        for s in work
         for first in range(0, s.rows, span)
     ]
-    decoder = ChunkDecoder([c for c, _ in work], list(geometries.values()), compute.chunk_size)
+    decoder = ChunkDecoder(store, list(geometries.values()), compute.chunk_size)
     dataset = ray.data.from_items(spans, override_num_blocks=min(len(spans), 4096)).flat_map(decoder)
     for spec in specs:
         dataset = dataset.map(
@@ -107,29 +108,29 @@ def _embed_pass(store: Store, specs: list[ClipSpec], work: list[tuple[Corpus, Sh
     artifacts = {s.name: feature_artifact(store, s) for s in specs}
     write = partial(write_features, artifacts=artifacts)
     receipts = dataset.map_batches(write, batch_size=CHUNKS_PER_PART, batch_format="pandas")
-    _commit(receipts.iter_rows(), artifacts, [s for _, s in work])
+    _commit(receipts.iter_rows(), artifacts, work)
 
 
 class ChunkDecoder:
     """Reads and decodes spans of shards into chunks; a plain callable that runs in CPU tasks."""
 
-    def __init__(self, corpora: list[Corpus], geometries: list[Geometry], chunk_size: int) -> None:
-        self.corpora, self.geometries, self.chunk_size = corpora, geometries, chunk_size
+    def __init__(self, store: Store, geometries: list[Geometry], chunk_size: int) -> None:
+        self.store, self.geometries, self.chunk_size = store, geometries, chunk_size
 
     def __call__(self, span: Row) -> Iterator[Row]:
         """One row for each chunk; a bad image keeps its place with black pixels and a reason."""
-        corpus = self.corpora[span["corpus"]]
-        ids = read_listing(corpus.artifact, span["shard"])["image_id"].to_pylist()
+        listing = self.store.read_table(span["listing"])
         for first in range(span["first"], span["last"], self.chunk_size):
-            chunk = ids[first : min(first + self.chunk_size, span["last"])]
-            yield {"shard": span["shard"], "first": first, **decode_chunk(corpus.root, chunk, self.geometries)}
+            chunk = listing.slice(first, min(self.chunk_size, span["last"] - first))
+            yield {"shard": span["shard"], "first": first, **decode_chunk(span["root"], chunk, self.geometries)}
 
 
-def decode_chunk(root: str, image_ids: list[str], geometries: list[Geometry]) -> Row:
+def decode_chunk(root: str, listing: pa.Table, geometries: list[Geometry]) -> Row:
     """Read and decode images: their ids, a reason for each that is refused (else ""), and [n, H, W, 3] pixels."""
+    image_ids = listing["image_id"].to_pylist()
     reasons = [""] * len(image_ids)
     pixels = {g.key: np.zeros((len(image_ids), g.height, g.width, 3), np.uint8) for g in geometries}
-    for i, data in enumerate(read_images(root, image_ids)):
+    for i, data in enumerate(read_images(root, listing)):
         try:
             if isinstance(data, str):
                 raise images.Rejected(data)

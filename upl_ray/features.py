@@ -5,16 +5,17 @@ Shapes: n images, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from upl_ray import schema
-from upl_ray.artifacts import Artifact, Store, fingerprint
+from upl_ray.artifacts import IO_THREADS, Artifact, Store, fingerprint
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.corpus import Corpus, Shard
+from upl_ray.corpus import Shard
 
 VERSION = 1  # raise when stored features change
 
@@ -24,9 +25,28 @@ def feature_artifact(store: Store, spec: ClipSpec) -> Artifact:
     return Artifact(store, f"features-{spec.name}", fingerprint({"version": VERSION, "clip": spec.identity()}))
 
 
-def is_embedded(corpora: list[Corpus], spec: ClipSpec) -> bool:
-    """True if no shard of the corpora lacks this backbone's features."""
-    return {s.id for c in corpora for s in c.shards} <= feature_artifact(corpora[0].artifact.store, spec).committed()
+def missing_shards(artifact: Artifact, shards: Iterable[Shard]) -> set[str]:
+    """Ids of those shards whose features are not there: never computed, or dropped."""
+    return {s.id for s in shards} - artifact.committed()
+
+
+def drop_features(artifact: Artifact, shards: Iterable[Shard]) -> int:
+    """Delete the features of these shards, and remember which images were rejected; returns how many shards.
+
+    The commit goes first: without it nothing reads the parts, so a kill in between leaves orphans and no half shard.
+    """
+    there = sorted({s.id for s in shards} & artifact.committed())
+
+    def drop(shard: str) -> None:
+        commit = artifact.read_commit(shard)
+        artifact.store.write_json(artifact.name(f"dropped/{shard}.json"), {"rejected": commit["rejected"]})
+        artifact.store.delete(artifact.name(f"commits/{shard}.json"))
+        for part in commit["parts"]:
+            artifact.store.delete(artifact.name(part))
+
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        list(pool.map(drop, there))
+    return len(there)
 
 
 def feature_table(image_ids: list[str], features: npt.NDArray[np.float16], rejected: set[str]) -> pa.Table:
@@ -53,8 +73,19 @@ def read_features(
     return keep, features[[row[i] for i in keep]]
 
 
-def rejected_images(artifact: Artifact, shards: tuple[Shard, ...]) -> dict[str, str]:
+def rejected_of(artifact: Artifact, shard: Shard) -> dict[str, str]:
+    """Image id -> reason, for the rejected images of a shard whose features are there."""
+    return dict(artifact.read_commit(shard.id)["rejected"])
+
+
+def rejected_images(artifact: Artifact, shards: Iterable[Shard]) -> dict[str, str]:
     """Image id -> reason, for the images of these shards that could not be read."""
-    commits = artifact.read_commits(s.id for s in shards)
-    pairs = zip(shards, commits, strict=True)
-    return {i: r for shard, c in pairs for i, r in c["rejected"].items() if i not in shard.removed}
+    there = artifact.committed()
+
+    def read(shard: Shard) -> dict[str, str]:
+        folder = "commits" if shard.id in there else "dropped"
+        rejected = artifact.store.read_json(artifact.name(f"{folder}/{shard.id}.json"))["rejected"]
+        return {i: r for i, r in rejected.items() if i not in shard.removed}
+
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        return {i: r for found in pool.map(read, shards) for i, r in found.items()}

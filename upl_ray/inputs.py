@@ -62,7 +62,7 @@ def prepare(config: Config) -> Inputs:
             f"storage_path {config.storage_path!r} cannot be written ({error}); check it and its access."
         ) from None
     corpus = list_corpus(store, config.corpus, config.compute.shard_size)
-    scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored.uri else None
+    scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored.uris else None
     classnames = classnames or folder_names(corpus)
     specs = {b.label: resolve(b) for b in config.backbones}
     tokenizer = load_tokenizer(specs[config.target_backbone.label].source)
@@ -85,9 +85,9 @@ def _check_prompts(spec: ClipSpec, prompts: list[str]) -> None:
 
 
 def folder_names(corpus: Corpus) -> tuple[str, ...]:
-    """Class names from the corpus' sub-folders, sorted."""
-    ids = (i for shard in corpus.shards for i in corpus.listing(shard) if i not in shard.removed)
-    return check_classnames(sorted({i.split("/", 1)[0] for i in ids if "/" in i}))
+    """Class names from the corpus' sub-folders, or from what else labels its images, sorted."""
+    names = {x for shard in corpus.shards for i, x in corpus.labels(shard).items() if x and i not in shard.removed}
+    return check_classnames(sorted(names))
 
 
 def read_classnames(given: str | tuple[str, ...]) -> tuple[str, ...]:

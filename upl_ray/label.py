@@ -25,7 +25,7 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute
 from upl_ray.corpus import Corpus, Shard
 from upl_ray.ensemble import load_ensemble
-from upl_ray.features import feature_artifact, read_features, rejected_images
+from upl_ray.features import feature_artifact, read_features, rejected_of
 from upl_ray.pools import configure_data
 from upl_ray.progress import Progress
 from upl_ray.text_features import read_text_features, text_artifact
@@ -64,7 +64,7 @@ def pseudo_label(
 def fuse_shard(shard: Shard, inputs: list[tuple[Artifact, Artifact]]) -> pa.Table:
     """Zero-shot probabilities of each labeler, fused: rows of `schema.PSEUDO_LABELS`."""
     ids, probs = [], []
-    rejected = {i for features, _ in inputs for i in rejected_images(features, (shard,))}  # by any of the labelers
+    rejected = {i for features, _ in inputs for i in rejected_of(features, shard)}  # by any of the labelers
     for features, text in inputs:
         text_features, logit_scale = read_text_features(text)
         labeler_ids, image_features = read_features(features, shard, rejected)

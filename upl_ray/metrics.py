@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from upl_ray.classnames import clean_classname
 
 Labels = npt.NDArray[np.integer[Any]]
-UNLABELED = -1  # an image whose folder is no class name; it is not scored
+UNLABELED = -1  # an image whose label is no class; it is not scored
 
 
 def accuracy(predicted: Labels, true: Labels) -> float:
@@ -19,8 +20,7 @@ def accuracy(predicted: Labels, true: Labels) -> float:
     return float((predicted[known] == true[known]).mean()) if known.any() else float("nan")
 
 
-def folder_labels(image_ids: list[str], classnames: tuple[str, ...]) -> Labels:
-    """True class index of each image from the first folder of its id; UNLABELED where that is no class name."""
-    index = {name: i for i, name in enumerate(classnames)}
-    folders = (clean_classname(i.split("/", 1)[0]) if "/" in i else "" for i in image_ids)
-    return np.array([index.get(f, UNLABELED) for f in folders], np.int64)
+def true_labels(labels: Iterable[str | None], classnames: tuple[str, ...]) -> Labels:
+    """Class index of each label: a class name, or else a class' number from 0; UNLABELED where it is neither."""
+    index = {str(i): i for i in range(len(classnames))} | {name: i for i, name in enumerate(classnames)}
+    return np.array([index.get(clean_classname(x or ""), UNLABELED) for x in labels], np.int64)

@@ -53,13 +53,14 @@ def assign(probabilities: Probabilities) -> tuple[npt.NDArray[np.int32], npt.NDA
 def top_k(parts: Iterable[pa.Table], k: int) -> pa.Table:
     """The K most confident images of each pseudo-label, in the total order (-confidence, image_id).
 
-    `parts` are tables with image_id, pseudo_label and confidence, for example one a shard, in any order; only C * K
-    rows are held between them. Rows that occur in several parts count once.
+    `parts` are tables with image_id, pseudo_label, confidence and shard, for example one a shard, in any order; only
+    C * K rows are held between them. Rows that occur in several parts count once. The top-K of several top-Ks is that
+    of all their rows, so parts may be such results themselves.
 
     Returns:
         A table of `schema.SELECTION`, ordered by pseudo-label and rank. A class without images has no rows.
     """
-    columns = ["image_id", "pseudo_label", "confidence"]
+    columns = ["image_id", "pseudo_label", "confidence", "shard"]
     kept: pa.Table | None = None
     for part in parts:
         rows = part.select(columns)

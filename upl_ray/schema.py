@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-# One shard of a corpus: what was found, and in which version of its file.
-LISTING = pa.schema([("image_id", pa.string()), ("version", pa.string())])
+# One shard of a corpus: what was found, in which version of its file, and where its bytes lie. In a file of its own
+# (`offset` is null), in a tar archive (bytes `offset` to `offset + length`), or in row `offset` of a Parquet file.
+LISTING = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("version", pa.string()),
+        ("label", pa.string()),  # what the source says about the true class; scores only
+        ("file", pa.string()),  # relative to the shard's root, or a URI
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+    ]
+)
 
 # Zero-shot of one shard: the fused probabilities' argmax, and each labeler's own, in the manifest's order of labelers.
 PSEUDO_LABELS = pa.schema(
@@ -25,6 +35,7 @@ SELECTION = pa.schema(
         ("pseudo_label", pa.int32()),
         ("confidence", pa.float32()),
         ("rank", pa.int32()),
+        ("shard", pa.string()),  # whose listing says where the image lies
     ]
 )
 

@@ -12,16 +12,17 @@ import pyarrow as pa
 
 from upl_ray import metrics
 from upl_ray.artifacts import Artifact
-from upl_ray.corpus import Corpus
+from upl_ray.corpus import Corpus, Shard
 
 THRESHOLD = 0.9  # confidence threshold of FixMatch-like methods, which top-K is compared with (paper, figure 3)
 
 
-def labels_of(image_ids: list[str], labels: str, classnames: tuple[str, ...]) -> metrics.Labels:
-    """True classes of images by the configured rule; UNLABELED where there are none."""
-    if labels == "folders":
-        return metrics.folder_labels(image_ids, classnames)
-    return np.full(len(image_ids), metrics.UNLABELED)
+def labels_of(corpus: Corpus, shard: Shard, ids: list[str], rule: str, classnames: tuple[str, ...]) -> metrics.Labels:
+    """True classes of images of a shard; UNLABELED where there are none, or none are to be used."""
+    if rule == "none":
+        return np.full(len(ids), metrics.UNLABELED)
+    given = corpus.labels(shard)
+    return metrics.true_labels([given[i] for i in ids], classnames)
 
 
 class Tally:
@@ -59,7 +60,7 @@ def score_zero_shot(
         table = pseudo.read_shard(shard.state)
         if not len(table):
             continue
-        true = labels_of(table["image_id"].to_pylist(), labels, classnames)
+        true = labels_of(corpus, shard, table["image_id"].to_pylist(), labels, classnames)
         own, fused = _lists(table, "backbone_labels"), table["pseudo_label"].to_numpy()
         tally.add(true, {"fused": fused, **{name: own[:, i] for i, name in enumerate(labelers)}})
         high = table["confidence"].to_numpy() >= THRESHOLD
@@ -78,10 +79,16 @@ def score_zero_shot(
     }
 
 
-def score_selection(selection: pa.Table, labels: str, classnames: tuple[str, ...]) -> dict[str, Any]:
+def score_selection(corpus: Corpus, selection: pa.Table, labels: str, classnames: tuple[str, ...]) -> dict[str, Any]:
     """Images of each class in the top-K, starved classes, and the precision of the pseudo-labels."""
     counts = np.bincount(selection["pseudo_label"].to_numpy(), minlength=len(classnames)).tolist()
-    true = labels_of(selection["image_id"].to_pylist(), labels, classnames)
+    shards = {s.id: s for s in corpus.shards}
+    true = np.full(len(selection), metrics.UNLABELED)
+    of_rows = np.array(selection["shard"].to_pylist(), dtype=object)
+    for shard in set(of_rows):
+        rows = np.flatnonzero(of_rows == shard)
+        ids = selection["image_id"].take(rows).to_pylist()
+        true[rows] = labels_of(corpus, shards[shard], ids, labels, classnames)
     known = bool((true != metrics.UNLABELED).any())
     return {
         "images_per_class": counts,
@@ -100,7 +107,7 @@ def score_predictions(
         table = predictions.read_shard(shard.state)
         if not len(table):
             continue
-        true = labels_of(table["image_id"].to_pylist(), labels, classnames)
+        true = labels_of(corpus, shard, table["image_id"].to_pylist(), labels, classnames)
         ensemble, members = table["label"].to_numpy(), _lists(table, "member_labels")
         tally.add(true, {"ensemble": ensemble, **{f"member-{m:02d}": members[:, m] for m in range(members.shape[1])}})
         agreement += float((members == ensemble[:, None]).mean(axis=1).sum())

@@ -2,17 +2,23 @@
 
 The image encoder is frozen, so a view needs encoding once however many members and epochs use it.
 
-    from_items          image_id                    one row a selected image
-    map (CPU)           + pixels_HxW [V, H, W, 3]
-    map (actors)        + views [V, D], - pixels    the target's pool
+    from_items          root, listing, image_ids            one row for some selected images of a shard
+    flat_map (CPU)      image_id, pixels_HxW [V, H, W, 3]   one row an image
+    map (actors)        + views [V, D], - pixels            the target's pool
+    map_batches (CPU)   part, image_ids                     views written, receipts returned
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from torch import Tensor
@@ -21,12 +27,14 @@ from upl_ray import images, schema
 from upl_ray.artifacts import Artifact, Store, fingerprint
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute, Views
-from upl_ray.corpus import Corpus, read_images
+from upl_ray.corpus import Corpus
 from upl_ray.embed import Encoder
 from upl_ray.pools import configure_data, plan_pools
 from upl_ray.progress import Progress
+from upl_ray.reading import read_images
 
 VERSION = 1  # raise when the same images give other views
+IMAGES_PER_TASK = 16  # 16 images x 50 views x 224 x 224 pixels are 120 MB
 
 
 def view_artifact(store: Store, selection: Artifact, spec: ClipSpec, views: Views) -> Artifact:
@@ -46,16 +54,42 @@ def make_views(corpus: Corpus, selection: Artifact, spec: ClipSpec, views: Views
     artifact = view_artifact(store, selection, spec, views)
     if artifact.manifest() is not None:
         return artifact
+    chosen = read_selection(selection)
+    done = {i for commit in artifact.read_commits(artifact.committed()) for i in commit["image_ids"]}
+    todo = sorted((s, i) for s, i in zip(chosen["shard"], chosen["image_id"], strict=True) if i not in done)
+    if todo:
+        _encode_views(corpus, todo, artifact, spec, views, compute)
+    artifact.finish(images=len(chosen["image_id"]), views=max(views.count, 1), backbone=spec.name)
+    return artifact
+
+
+def _encode_views(
+    corpus: Corpus, todo: list[tuple[str, str]], artifact: Artifact, spec: ClipSpec, views: Views, compute: Compute
+) -> None:
+    """Encode the images of these (shard, image id) pairs; each part is committed as soon as it is written."""
     configure_data(compute)
-    ids = store.read_table(selection.name("selection.parquet"))["image_id"].to_pylist()
     pool = plan_pools(1, ray.cluster_resources(), compute)
+    shards, store = {s.id: s for s in corpus.shards}, corpus.artifact.store
+    groups = [
+        {
+            "root": shards[shard].root,
+            "listing": shards[shard].listing,
+            "image_ids": ids[first : first + IMAGES_PER_TASK],
+        }
+        for shard, pairs in itertools.groupby(todo, key=lambda pair: pair[0])
+        for ids in [[i for _, i in pairs]]
+        for first in range(0, len(ids), IMAGES_PER_TASK)
+    ]
 
-    def crop(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, spec.geometry.key: crop_views(corpus.root, row["image_id"], spec, views)}
+    def crop(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        listing = store.read_table(group["listing"])
+        listing = listing.filter(pc.field("image_id").isin(group["image_ids"]))
+        for image_id, data in zip(listing["image_id"].to_pylist(), read_images(group["root"], listing), strict=True):
+            yield {"image_id": image_id, spec.geometry.key: crop_views(data, image_id, spec, views)}
 
-    dataset = (
-        ray.data.from_items([{"image_id": i} for i in ids], override_num_blocks=min(len(ids), 256))
-        .map(crop)
+    receipts = (
+        ray.data.from_items(groups, override_num_blocks=min(len(groups), 1024))
+        .flat_map(crop)
         .map(
             Encoder,  # type: ignore[arg-type]  # Ray's annotation does not know callable classes
             fn_constructor_args=(spec, "views", True, pool.device, compute.chunk_size),
@@ -63,47 +97,60 @@ def make_views(corpus: Corpus, selection: Artifact, spec: ClipSpec, views: Views
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
         )
+        .map_batches(partial(write_views, artifact=artifact), batch_size=IMAGES_PER_TASK, batch_format="pandas")
     )
-    progress = Progress("views", len(ids), "images")
-    rows = []
-    for row in dataset.iter_rows():
-        rows.append((row["image_id"], np.asarray(row["views"])))
-        progress.advance(1)
+    progress = Progress("views", len(todo), "images")
+    for receipt in receipts.iter_rows():
+        image_ids = json.loads(receipt["image_ids"])
+        artifact.commit(fingerprint(image_ids), parts=[receipt["part"]], image_ids=image_ids)
+        progress.advance(len(image_ids))
     progress.finish()
-    rows.sort(key=lambda r: r[0])
-    n_views, dim = rows[0][1].shape
-    flat = pa.array(np.stack([v for _, v in rows]).reshape(-1))
-    table = pa.table(
-        [pa.array([i for i, _ in rows]), pa.FixedSizeListArray.from_arrays(flat, n_views * dim)],
-        schema=schema.views(n_views, dim),
-    )
-    store.write_table(artifact.name("views.parquet"), table)
-    artifact.finish(images=len(rows), views=n_views, dim=dim, backbone=spec.name)
-    return artifact
 
 
-def crop_views(root: str, image_id: str, spec: ClipSpec, views: Views) -> images.Crop:
-    """The views of one image as uint8 crops [V, H, W, 3].
+def write_views(batch: Any, artifact: Artifact) -> dict[str, list[str]]:
+    """Write the views of some images as one part, and say so in a receipt."""
+    image_ids, features = list(batch["image_id"]), np.stack(list(batch["views"]))  # [n, V, D]
+    n, n_views, dim = features.shape
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), n_views * dim)
+    table = pa.table([pa.array(image_ids), flat], schema=schema.views(n_views, dim))
+    return {"part": [artifact.write_part(f"{n:03d}", table)], "image_ids": [json.dumps(image_ids)]}
+
+
+def crop_views(data: bytes | str, image_id: str, spec: ClipSpec, views: Views) -> images.Crop:
+    """The views of one image's bytes as uint8 crops [V, H, W, 3].
 
     Raises:
-        ValueError: the image cannot be read any more, though it could when the corpus was embedded.
+        ValueError: the image cannot be read any more (a reason instead of bytes), though it could when it was embedded.
     """
-    data = read_images(root, [image_id])[0]
     if isinstance(data, str):
-        raise ValueError(f"The selected image {image_id} of {root}: {data}; run the job again to list the corpus anew.")
+        raise ValueError(f"The selected image {image_id}: {data}; run the job again to list the corpus anew.")
     image = images.decode(data)
     if views.count == 0:
         return images.center_crop(image, spec.geometry)[None]
     return images.random_views(image, spec.geometry, image_id, views.count, views.seed, views.crop_scale, views.flip)
 
 
+def read_selection(selection: Artifact) -> dict[str, list[Any]]:
+    """Columns of `schema.SELECTION`."""
+    columns: dict[str, list[Any]] = selection.store.read_table(selection.name("selection.parquet")).to_pydict()
+    return columns
+
+
 def read_views(artifact: Artifact, selection: Artifact) -> tuple[Tensor, Tensor]:
     """View features [n, V, D] and pseudo-labels [n] of the selected images, ordered by image id."""
     manifest = artifact.manifest()
     assert manifest is not None, f"{artifact.uri} is unfinished"
-    table = artifact.store.read_table(artifact.name("views.parquet"))
-    chosen = artifact.store.read_table(selection.name("selection.parquet"))
-    label_of = dict(zip(chosen["image_id"].to_pylist(), chosen["pseudo_label"].to_pylist(), strict=True))
-    flat = np.asarray(table["view_features"].combine_chunks().flatten())
-    features = torch.from_numpy(flat.reshape(table.num_rows, manifest["views"], manifest["dim"]).copy())
-    return features, torch.tensor([label_of[i] for i in table["image_id"].to_pylist()])
+    chosen = read_selection(selection)
+    label_of = dict(zip(chosen["image_id"], chosen["pseudo_label"], strict=True))
+    ids = sorted(label_of)
+    row = {image_id: i for i, image_id in enumerate(ids)}
+    features: Tensor | None = None
+    for part in sorted(p for commit in artifact.read_commits(artifact.committed()) for p in commit["parts"]):
+        table = artifact.store.read_table(artifact.name(part))
+        rows = [row[i] for i in table["image_id"].to_pylist()]
+        flat = np.asarray(table["view_features"].combine_chunks().flatten()).reshape(len(rows), manifest["views"], -1)
+        if features is None:
+            features = torch.empty(len(ids), *flat.shape[1:], dtype=torch.float16)
+        features[rows] = torch.from_numpy(flat.copy())
+    assert features is not None, f"{artifact.uri} has no parts"
+    return features, torch.tensor([label_of[i] for i in ids])

@@ -1,0 +1,163 @@
+"""Images inside tar archives (WebDataset) and Parquet files: found once, then read in as few requests as possible.
+
+Nothing is ever unpacked to disk: a member is a range of bytes, so its name cannot lead anywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from upl_ray import schema
+from upl_ray.config import ConfigError
+from upl_ray.images import EXTENSIONS
+from upl_ray.sources import sub_folder
+
+BUFFER = 2**20  # bytes of one request while a tar's headers are read
+GAP = 2**18  # a hole between two members up to this is read along: cheaper than another request
+LONGEST = 2**25  # bytes of one request for members
+BYTES_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
+LABEL_COLUMNS = ("label", "class", "cls", "classname")
+
+Row = tuple[str, str | None, int, int | None]  # name inside the archive, label, offset, length
+
+
+def index_tar(fs: pafs.FileSystem, path: str) -> list[Row]:
+    """The images of a tar archive, from its headers.
+
+    Labels come from `.cls`, or `.json`'s `label`, of the same key,
+    or else the first folder.
+
+    Raises:
+        ConfigError: it is no tar archive, or a damaged one.
+    """
+    images: dict[str, Row] = {}
+    labels: dict[str, str] = {}
+    try:
+        with (
+            fs.open_input_file(path) as file,
+            io.BufferedReader(file, BUFFER) as buffered,
+            tarfile.open(fileobj=buffered, mode="r:") as tar,
+        ):
+            for member in tar:
+                name = member.name.removeprefix("./")
+                folder, _, base = name.rpartition("/")
+                key = f"{folder}/{base.partition('.')[0]}"
+                if not member.isfile() or base.startswith("."):
+                    continue
+                if name.lower().endswith(EXTENSIONS):
+                    images[name] = (key, None, member.offset_data, member.size)  # a later one of a name replaces it
+                elif name.endswith((".cls", ".json")) and member.size < BUFFER:
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    label = _label(content.read(), name.endswith(".json"))
+                    if label is not None:
+                        labels[key] = label
+    except tarfile.TarError as error:
+        raise ConfigError(f"{path!r} is no tar archive, or damaged ({error}); repair or remove it.") from None
+    return [(name, labels.get(key, sub_folder(name)), offset, size) for name, (key, _, offset, size) in images.items()]
+
+
+def _label(content: bytes, is_json: bool) -> str | None:
+    try:
+        text = content.decode().strip()
+        if not is_json:
+            return text
+        value = json.loads(text)
+    except ValueError:
+        return None
+    found = next((value[c] for c in LABEL_COLUMNS if c in value), None) if isinstance(value, dict) else None
+    return None if found is None else str(found)
+
+
+def index_parquet(fs: pafs.FileSystem, path: str) -> list[Row]:
+    """The rows of a Parquet file with image bytes; labels from its column `label`, if there is one."""
+    with fs.open_input_file(path) as file:
+        parquet = pq.ParquetFile(file)
+        column = next((c for c in LABEL_COLUMNS if c in parquet.schema_arrow.names), None)
+        rows = parquet.metadata.num_rows
+        labels = parquet.read([column])[column].to_pylist() if column else [None] * rows
+    return [(str(i), None if label is None else str(label), i, None) for i, label in enumerate(labels)]
+
+
+def bytes_column(names: pa.Schema) -> str | None:
+    """The column that holds image bytes: binary, or Hugging Face's struct of bytes and path."""
+    binary = {f.name for f in names if _is_binary(f.type)}
+    named = [c for c in BYTES_COLUMNS if c in binary]
+    return named[0] if named else (binary.pop() if len(binary) == 1 else None)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def read_tar(fs: pafs.FileSystem, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | str]:
+    """The members at these (offset, length), in the given order; neighbours come in one request."""
+    found: dict[tuple[int, int], bytes | str] = {}
+    with fs.open_input_file(path) as file:
+        for group in _neighbours(sorted(set(ranges))):
+            first = group[0][0]
+            data = file.read_at(group[-1][0] + group[-1][1] - first, first)
+            for offset, length in group:
+                member = data[offset - first : offset - first + length]
+                found[offset, length] = member if len(member) == length else "truncated archive"
+    return [found[r] for r in ranges]
+
+
+def _neighbours(ranges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    groups: list[list[tuple[int, int]]] = []
+    for offset, length in ranges:
+        if groups:
+            first, (last, size) = groups[-1][0][0], groups[-1][-1]
+            if offset - (last + size) <= GAP and offset + length - first <= LONGEST:
+                groups[-1].append((offset, length))
+                continue
+        groups.append([(offset, length)])
+    return groups
+
+
+def read_parquet(fs: pafs.FileSystem, path: str, rows: Sequence[int]) -> list[bytes | str]:
+    """The image bytes of these rows, in the given order; whole row groups are read."""
+    found: dict[int, bytes | str] = {}
+    wanted = set(rows)
+    with fs.open_input_file(path) as file:
+        parquet = pq.ParquetFile(file)
+        column = bytes_column(parquet.schema_arrow)
+        assert column is not None, f"{path} has no column of image bytes any more"
+        first = 0
+        for group in range(parquet.num_row_groups):
+            behind = first + parquet.metadata.row_group(group).num_rows
+            here = sorted(wanted.intersection(range(first, behind)))
+            if here:
+                values = parquet.read_row_group(group, [column])[column].take([i - first for i in here]).to_pylist()
+                for i, value in zip(here, values, strict=True):
+                    data = value["bytes"] if isinstance(value, dict) else value
+                    found[i] = "no bytes in this row" if data is None else data
+            first = behind
+    return [found.get(i, "missing row") for i in rows]
+
+
+def listing_table(prefix: str, file: str, version: str, rows: Sequence[Row]) -> pa.Table:
+    """Rows of `schema.LISTING` for the images of one archive: ids are `<archive>!<name inside>`."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "image_id": f"{prefix}{file}!{name}",
+                "version": version,
+                "label": label,
+                "file": file,
+                "offset": offset,
+                "length": length,
+            }
+            for name, label, offset, length in rows
+        ],
+        schema=schema.LISTING,
+    )

@@ -1,0 +1,108 @@
+"""Manifests: text, CSV, JSON-lines or Parquet files that name images, and may say their labels and versions.
+
+A relative name is looked up beside the manifest. An absolute one must lie below `corpus.roots`, so that a manifest from
+elsewhere cannot make the job read what it was not meant to.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from upl_ray.archives import LABEL_COLUMNS
+from upl_ray.config import ConfigError
+
+URI_COLUMNS = ("uri", "url", "path", "image", "image_path", "filepath", "filename", "file_name", "file")
+ID_COLUMNS = ("image_id", "id", "key")
+VERSION_COLUMNS = ("version", "etag", "md5", "sha256")
+
+
+class Named(NamedTuple):
+    """One image of a manifest."""
+
+    file: str
+    version: str
+    label: str | None
+
+
+def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str, ...]) -> dict[str, Named]:
+    """Image id -> where it lies, which version, which label. The id is the name as written, or a column `image_id`.
+
+    Args:
+        fs: where the manifest lies.
+        path: the manifest inside `fs`.
+        folder: absolute address of the manifest's folder.
+        roots: folders and prefixes that absolute names may point into.
+
+    Raises:
+        ConfigError: not readable as what its suffix says, no column of addresses, a doubled id, or a forbidden address.
+    """
+    try:
+        records = _records(fs, path)
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"The manifest {path!r} cannot be read ({error}); mend it.") from None
+    found: dict[str, Named] = {}
+    for number, record in enumerate(records, 1):
+        name = _first(record, URI_COLUMNS)
+        if name is None:
+            raise ConfigError(
+                f"Row {number} of the manifest {path!r} names no image; it needs a column {' or '.join(URI_COLUMNS)}."
+            )
+        image_id = _first(record, ID_COLUMNS) or name
+        if image_id in found:
+            raise ConfigError(f"The manifest {path!r} names {image_id!r} twice (row {number}); remove one of them.")
+        file = _checked(name, folder, roots, f"row {number} of the manifest {path!r}")
+        found[image_id] = Named(file, _first(record, VERSION_COLUMNS) or "", _first(record, LABEL_COLUMNS))
+    if not found:
+        raise ConfigError(f"The manifest {path!r} names no image; add at least one.")
+    return found
+
+
+def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
+    with fs.open_input_file(path) as file:
+        if path.endswith(".parquet"):
+            columns = [*URI_COLUMNS, *ID_COLUMNS, *VERSION_COLUMNS, *LABEL_COLUMNS]
+            names = pq.ParquetFile(file).schema_arrow.names
+            rows: list[dict[str, Any]] = pq.read_table(file, columns=[c for c in columns if c in names]).to_pylist()
+            return rows
+        text = file.read().decode()
+    if path.endswith(".csv"):
+        return list(csv.DictReader(io.StringIO(text)))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if path.endswith(".txt"):
+        return [{"uri": line} for line in lines]
+    records = [json.loads(line) for line in lines]
+    if not all(isinstance(r, dict) for r in records):
+        raise ValueError('every line should be an object such as {"uri": "a.jpg"}')
+    return records
+
+
+def _first(record: dict[str, Any], columns: tuple[str, ...]) -> str | None:
+    value = next((record[c] for c in columns if record.get(c) not in (None, "")), None)
+    return None if value is None else str(value)
+
+
+def _checked(name: str, folder: str, roots: tuple[str, ...], where: str) -> str:
+    """The name as a path below the manifest's folder, or as an address below one of the roots."""
+    if ".." in name.split("/"):
+        raise ConfigError(f"{name!r} in {where} holds `..`; write the address without it.")
+    absolute = "://" in name or name.startswith("/")
+    if not absolute:
+        return name
+    allowed = [_slash(folder), *(_slash(r if "://" in r else str(Path(r).expanduser().resolve())) for r in roots)]
+    if not any(name.startswith(root) for root in allowed):
+        parent = name.rpartition("/")[0]
+        raise ConfigError(
+            f"{name!r} in {where} lies outside of {folder!r}; if it may be read, say so: corpus.roots: [{parent}]."
+        )
+    return name
+
+
+def _slash(root: str) -> str:
+    return root.rstrip("/") + "/"

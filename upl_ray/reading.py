@@ -1,0 +1,88 @@
+"""The bytes of listed images, wherever they lie: in files of their own, in tar archives or in Parquet files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from upl_ray import archives
+from upl_ray.artifacts import IO_THREADS, open_filesystem
+
+MISSING = "missing file"
+
+
+def read_images(root: str, listing: pa.Table) -> list[bytes | str]:
+    """Bytes of the images in rows of `schema.LISTING`, in order; a reason instead where one cannot be had.
+
+    Raises:
+        OSError: the storage does not answer; that says nothing about the image, so the task fails and is repeated.
+        RuntimeError: none of the files is there, so it is the folder that is missing on this machine; or an archive is
+            not the one that was listed.
+    """
+    rows = listing.to_pylist()
+    found: list[bytes | str] = [MISSING] * len(rows)
+    by_archive: dict[str, list[int]] = defaultdict(list)
+    alone = []
+    for i, row in enumerate(rows):
+        if row["offset"] is None:
+            alone.append(i)
+        else:
+            by_archive[row["file"]].append(i)
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        for i, data in zip(alone, pool.map(lambda i: _read_file(root, rows[i]["file"]), alone), strict=True):
+            found[i] = data
+    for file, members in by_archive.items():
+        for i, data in zip(members, _read_archive(root, file, [rows[i] for i in members]), strict=True):
+            found[i] = data
+    if rows and all(f == MISSING for f in found):
+        raise RuntimeError(
+            f"None of {len(found)} listed images is found under {root} on this machine, for example "
+            f"{rows[0]['image_id']}; every node must reach the same folder."
+        )
+    return found
+
+
+def _read_archive(root: str, file: str, rows: list[dict[str, Any]]) -> list[bytes | str]:
+    fs, path = _address(root, file)
+    info = fs.get_file_info(path)
+    if info.type != pafs.FileType.File:
+        return [MISSING] * len(rows)
+    listed = rows[0]["version"]
+    if str(info.size) != listed.partition("-")[0]:  # offsets of another version would give other images their names
+        raise RuntimeError(f"{file} under {root} has changed since it was listed; run the job again.")
+    if rows[0]["length"] is None:
+        return archives.read_parquet(fs, path, [r["offset"] for r in rows])
+    return archives.read_tar(fs, path, [(r["offset"], r["length"]) for r in rows])
+
+
+def _read_file(root: str, file: str) -> bytes | str:
+    fs, path = _address(root, file)
+    try:
+        with fs.open_input_stream(path) as stream:
+            return bytes(stream.read())
+    except FileNotFoundError:
+        return MISSING
+    except PermissionError:
+        return "no permission to read the file"
+
+
+def _address(root: str, file: str) -> tuple[pafs.FileSystem, str]:
+    file = file.removeprefix("file://")
+    if "://" not in file:
+        fs, folder = _filesystem(root)
+        return (pafs.LocalFileSystem(), file) if file.startswith("/") else (fs, f"{folder}/{file}")
+    scheme, _, rest = file.partition("://")
+    host, _, path = rest.partition("/")
+    fs, folder = _filesystem(f"{scheme}://{host}")
+    return fs, f"{folder}/{path}" if folder else path
+
+
+@cache
+def _filesystem(root: str) -> tuple[pafs.FileSystem, str]:
+    """Opening one costs a connection, and an image is a fraction of that."""
+    return open_filesystem(root)
