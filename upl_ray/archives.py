@@ -31,8 +31,7 @@ Row = tuple[str, str | None, int, int | None]  # name inside the archive, label,
 def index_tar(fs: pafs.FileSystem, path: str) -> list[Row]:
     """The images of a tar archive, from its headers.
 
-    Labels come from `.cls`, or `.json`'s `label`, of the same key,
-    or else the first folder.
+    Labels come from `.cls`, or `.json`'s `label`, of the same key, or else from the first folder.
 
     Raises:
         ConfigError: it is no tar archive, or a damaged one.
