@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.glob("*.py"))
 WITH_RAY = {"corpus", "embed", "encode_text", "pools", "label", "views", "train", "pipeline"}
 WITHOUT_TORCH = (
     *("config", "schema", "artifacts", "images", "pseudo_labels", "metrics"),
-    *("corpus", "clip_spec", "progress", "score", "summary"),
+    *("corpus", "clip_spec", "progress", "score", "summary", "estimate", "speeds", "workload"),
 )
 
 
