@@ -48,8 +48,9 @@ def test_a_case_computed_by_hand() -> None:
     assert e.imbalance == 1
     # one step of 5 epochs, 2 members: 4 * 12 * 8^2 weights * 2 layers * (17 + 45) tokens
     assert e.train_hours == pytest.approx(2 * 5 * 4 * 12 * 64 * 2 * 62 / 70e9 / 3600)
-    # probabilities by both, then the members twice: 1000 images * 2 * 10 classes * (4 + 8 + 2 * 2 * 4)
-    assert e.classify_hours == pytest.approx(1000 * 20 * 28 / 70e9 / 3600)
+    # 500 images by both models, 1,000 by the members twice, 2 * 10 classes each
+    assert e.classify_hours == pytest.approx(20 * (500 * (4 + 8) + 1000 * 2 * 2 * 4) / 70e9 / 3600)
+    assert e.label_bytes == pytest.approx(500 * (8 + 24) + 1000 * (8 + 8 + 2 * np.log2(10) / 8))
 
 
 def test_requests_computed_by_hand() -> None:
@@ -79,7 +80,7 @@ def test_only_new_images_are_read_and_encoded() -> None:
     some, none = cost(Images(100_000, 1000)), cost(Images(100_000, 0))
     assert sum(some.forward_hours.values()) > sum(none.forward_hours.values()) == 0
     assert none.embed_wall_hours == none.read_bytes == none.decode_hours == 0
-    assert none.label_bytes == some.label_bytes > 0
+    assert some.label_bytes > none.label_bytes > 0  # predictions of all images, with new prompts
     assert len(none.lines()) == 5
 
 

@@ -31,7 +31,7 @@ class Estimate:
     device: str  # what encodes: a GPU's name, or `core`
     read_bytes: float
     feature_bytes: dict[str, float]  # of each backbone, for the images to do
-    label_bytes: float  # pseudo-labels and predictions of all images, at most
+    label_bytes: float  # pseudo-labels of the images to do and predictions of all, at most
     view_bytes: float
     weights_bytes: float  # that every node fetches once
     lists: int
@@ -133,8 +133,10 @@ def estimate(
     step = speeds.train_step_gflops(chosen, learning.classes, learning.n_ctx, learning.tokens_per_class)
     fp32 = learning.precision == "fp32"
     train_speed = 1e3 * speeds.GPUS[gpu][fp32] * speeds.TRAIN_FRACTION if gpu else speeds.CORE_GFLOPS
-    wide = sum(m.dim for m in models) + 2 * learning.members * chosen.dim  # probabilities, then each member's labels
-    row = 2 * ID_BYTES + 8 * (1 + len(models)) + 8 + learning.members * math.log2(max(2, learning.classes)) / 8
+    members, votes = learning.members, learning.members * math.log2(max(2, learning.classes)) / 8
+    # Pseudo-labels of new images; predictions of all, as new images mean new prompts: probabilities, then votes.
+    products = images.todo * sum(m.dim for m in models) + images.total * 2 * members * chosen.dim
+    label_bytes = images.todo * (ID_BYTES + 8 * (1 + len(models))) + images.total * (ID_BYTES + 8 + votes)
     lists, gets, puts = workload.requests(images, models, chosen, learning, machines, len(groups))
     stages, imbalance = _stages(images, rate, decode_s, machines, pools)
     shards = -(-images.total // machines.shard_size)
@@ -144,7 +146,7 @@ def estimate(
         device=gpu or "core",
         read_bytes=len(groups) * images.todo * images.bytes_each,
         feature_bytes={m.name: images.todo * float(2 * m.dim + ID_BYTES) for m in models},
-        label_bytes=images.total * row,
+        label_bytes=label_bytes,
         view_bytes=selected * (2.0 * chosen.dim * max(1, learning.views) + ID_BYTES),
         weights_bytes=sum(m.weights_bytes for m in models),
         lists=lists,
@@ -153,7 +155,7 @@ def estimate(
         decode_hours=images.todo * decode_s / 3600,
         forward_hours={m.name: images.todo / rate[m.name] / 3600 for m in models},
         view_hours=selected * max(1, learning.views) / rate[target] / 3600,
-        classify_hours=images.total * 2 * learning.classes * wide / speeds.CORE_GFLOPS / 3600e9,
+        classify_hours=2 * learning.classes * products / speeds.CORE_GFLOPS / 3600e9,
         train_hours=learning.members * steps * step / train_speed / 3600,
         stage_wall_hours=stages,
         driver_wall_hours=shards * (len(models) + 3) * read_one if images.remote else 0.0,
@@ -206,4 +208,6 @@ def span(hours: float) -> str:
         return f"{3600 * hours:.2g} s"
     if hours < 1:
         return f"{60 * hours:.2g} min"
-    return f"{hours:.2g} h" if hours < 48 else f"{hours / 24:,.0f} days"
+    return (
+        f"{hours:.2g} h" if hours < 48 else f"{hours / 24:.2g} days" if hours < 99 * 24 else f"{hours / 24:,.0f} days"
+    )
