@@ -16,6 +16,7 @@ WITH_RAY = {"embed", "encode_text", "pools", "label", "selection", "views", "tra
 WITHOUT_TORCH = (
     *("config", "schema", "artifacts", "images", "pseudo_labels", "metrics"),
     *("corpus", "sources", "archives", "manifests", "reading", "clip_spec", "progress", "score", "summary"),
+    *("estimate", "speeds", "workload"),
 )
 
 
