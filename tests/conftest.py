@@ -1,4 +1,4 @@
-"""Small real open_clip models with random weights, written the way people publish them: `local-dir:` folders."""
+"""Small real open_clip models with random weights, an S3 server on loopback, and a Ray cluster that reaches it."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import pytest
 import ray
 import safetensors.torch
 import torch
+from s3_server import S3Server
 
 from upl_ray.backbones import resolve
 from upl_ray.clip_model import ClipModel
@@ -82,7 +83,18 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that this process, its children and the workers of `cluster` find in their environment."""
+    server = S3Server(tmp_path_factory.mktemp("s3") / "requests.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: S3Server) -> Iterator[None]:
     """A real Ray cluster of this machine, with four CPU slots however many cores there are."""
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield

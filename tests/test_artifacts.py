@@ -1,51 +1,30 @@
 """Storage: whole files or none, on a local folder and on an S3 server; steps that are done when their manifest is."""
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 
 from upl_ray.artifacts import Artifact, Store, fingerprint
 
 
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture(params=["local", "s3", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of each kind: a folder, a bucket's prefix through pyarrow, and a file system of fsspec's."""
     if request.param == "local":
         return Store(str(tmp_path / "run"))
     if request.param == "memory":
         return Store(f"memory://{uuid.uuid4().hex}/run")
-    endpoint = request.getfixturevalue("s3_server")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = f"bucket-{uuid.uuid4().hex[:8]}"
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
-    return Store(f"s3://{bucket}/some/run")
+    return Store(f"s3://{request.getfixturevalue('s3').create_bucket()}/some/run")
 
 
 def test_files_come_back_as_they_were_written(store: Store) -> None:
     contents = {"a": b"", "b/c/d.bin": bytes(range(256)) * 4000, "b/é ü.txt": "größer".encode()}
     for name, data in contents.items():
-        assert not store.exists(name)
         store.write(name, data)
     assert {name: store.read(name) for name in contents} == contents
-    assert all(store.exists(name) for name in contents)
     store.write("a", b"again")
     assert store.read("a") == b"again"
 
@@ -56,8 +35,6 @@ def test_names_are_the_sorted_files_right_in_a_folder(store: Store) -> None:
     assert store.names("x") == ["B", "a", "b"]
     assert store.names("x/y") == ["c"]
     assert store.names("nothing/there") == []
-    assert not store.exists("x")  # a folder is no file
-    assert not store.exists("x/y")
 
 
 def test_what_is_missing_raises_file_not_found(store: Store) -> None:

@@ -91,7 +91,7 @@ def _split(uri: str) -> tuple[str, str, bool]:
     """The folder to list; the pattern that files must match, empty for all; whether it is the name of one file."""
     scheme, separator, path = uri.rpartition("://")
     parts = path.rstrip("/").split("/")
-    wild = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), None)
+    wild = next((i for i, part in enumerate(parts) if re.search(r"[*?]", part)), None)
     known = tuple(s for suffixes in SUFFIXES.values() for s in suffixes)
     is_file = wild is None and parts[-1].lower().endswith(known) and (bool(separator) or not Path(path).is_dir())
     first = len(parts) - 1 if is_file else wild
@@ -103,8 +103,8 @@ def _split(uri: str) -> tuple[str, str, bool]:
 def file_version(uri: str) -> str:
     """Version of one file; raises as `list_files`."""
     if "://" in uri and not uri.startswith("file://"):
-        remote, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-        return _version(remote.info(path))
+        remote, _ = fsspec.core.url_to_fs(uri, use_listings_cache=False, skip_instance_cache=True)
+        return _version(remote.info(open_filesystem(uri)[1]))
     fs, path = open_filesystem(uri)
     info = fs.get_file_info(path)
     if info.type != pafs.FileType.File:
@@ -125,8 +125,8 @@ def list_files(folder: str) -> dict[str, str]:
         files = [i for i in infos if i.type == pafs.FileType.File]
         return {i.path[len(root) :].lstrip("/"): f"{i.size}-{i.mtime_ns or 0}" for i in files}
     # fsspec, since pyarrow does not tell ETags. Listings are not remembered: the next run must see what is new.
-    remote, root = fsspec.core.url_to_fs(folder, use_listings_cache=False)
-    root = root.rstrip("/")
+    remote, _ = fsspec.core.url_to_fs(folder, use_listings_cache=False, skip_instance_cache=True)
+    _, root = open_filesystem(folder)  # its reading of escapes in the address counts, since images are read through it
     details: dict[str, dict[str, Any]] = remote.find(root, detail=True, withdirs=False)
     if not details and not remote.exists(root):
         raise FileNotFoundError(f"there is no {folder}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -38,7 +39,6 @@ from upl_ray.views import read_views
 
 log = logging.getLogger(__name__)
 
-TRIALS = "trials"  # folder of Ray Tune's and Ray Train's own files while they run
 TRIAL_DRIVER_CPU = 0.01  # of a trial that only waits for its Ray Train workers; Tune refuses 0
 TRAIN_WORKER_CPU = 0.9  # leaves room for the trial's driver: whole CPUs for all workers would wait for ever
 REPORT_INTERVAL_S = 1.0  # between two reports of a trial to Tune, each of which waits for the driver
@@ -101,7 +101,6 @@ def train_members(task: Task) -> Artifact:
     missing = unfinished_members(artifact, recipe)
     if missing:
         raise JobError(f"Members {missing} are not finished; run the job again to go on from their checkpoints.")
-    artifact.store.delete_folder(artifact.name(TRIALS))  # Tune's own records; nothing is restored from them
     finish_members(artifact, recipe)
     return artifact
 
@@ -115,22 +114,31 @@ def _run_trials(task: Task, groups: list[list[int]]) -> None:
         else {k.lower(): v for k, v in resources.items()}
     )
     progress = TrialProgress(task.recipe.epochs, sum(map(len, groups)))
-    tuner = tune.Tuner(
-        tune.with_resources(partial(run_trial, task), own),
-        param_space={"members": tune.grid_search(groups)},
-        tune_config=tune.TuneConfig(max_concurrent_trials=len(groups)),
-        run_config=tune.RunConfig(
-            name=f"run-{uuid.uuid4().hex[:8]}",
-            storage_path=task.artifact.store.join(task.artifact.name(TRIALS)),
-            failure_config=tune.FailureConfig(max_failures=2),
-            callbacks=[progress],
-            verbose=0,
-        ),
-    )
-    results = tuner.fit()
+    with _records() as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(partial(run_trial, task), own),
+            param_space={"members": tune.grid_search(groups)},
+            tune_config=tune.TuneConfig(max_concurrent_trials=len(groups)),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                failure_config=tune.FailureConfig(max_failures=2),
+                callbacks=[progress],
+                verbose=0,
+            ),
+        )
+        results = tuner.fit()
     progress.progress.finish()
     if results.errors:
         raise RuntimeError(f"{len(results.errors)} of {len(groups)} trials failed; the first: {results.errors[0]}")
+
+
+def _records() -> tempfile.TemporaryDirectory[str]:
+    """A folder for what Ray Tune and Ray Train write about themselves, which nobody reads.
+
+    Members and their checkpoints go to storage without Ray's help, so a folder of this machine is enough. In object
+    storage Ray would make directory markers and a hundred requests.
+    """
+    return tempfile.TemporaryDirectory(prefix="upl-trials-", ignore_cleanup_errors=True)
 
 
 class TrialProgress(tune.Callback):
@@ -161,21 +169,22 @@ def run_trial(task: Task, config: dict[str, Any]) -> None:
         return
     wait_s = str(task.compute.wait_for_resources_s)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", wait_s)
-    trainer = TorchTrainer(
-        partial(train_worker, task),
-        train_loop_config={"members": config["members"]},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=task.compute.workers_per_trial,
-            use_gpu="GPU" in task.resources,
-            resources_per_worker=task.resources,
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"train-{tune.get_context().get_trial_id()}-{uuid.uuid4().hex[:8]}",
-            storage_path=task.artifact.store.join(task.artifact.name(TRIALS)),
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Ray documents exactly this use
-        ),
-    )
-    trainer.fit()
+    with _records() as folder:
+        trainer = TorchTrainer(
+            partial(train_worker, task),
+            train_loop_config={"members": config["members"]},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=task.compute.workers_per_trial,
+                use_gpu="GPU" in task.resources,
+                resources_per_worker=task.resources,
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"train-{tune.get_context().get_trial_id()}-{uuid.uuid4().hex[:8]}",
+                storage_path=folder,
+                callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Ray documents exactly this use
+            ),
+        )
+        trainer.fit()
 
 
 def train_worker(task: Task, config: dict[str, Any]) -> None:
