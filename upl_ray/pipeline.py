@@ -22,6 +22,7 @@ from upl_ray.corpus import Corpus
 from upl_ray.embed import embed
 from upl_ray.encode_text import encode_classnames
 from upl_ray.ensemble import FILE, ensemble_bytes
+from upl_ray.forecast import forecast
 from upl_ray.features import drop_features, feature_artifact, rejected_images
 from upl_ray.inputs import Inputs, prepare
 from upl_ray.members import read_members, unfinished_members
@@ -109,6 +110,8 @@ def _embed(inputs: Inputs, chains: dict[str, Chain], work: _Work) -> dict[str, s
         log.info("%-12s already there: %d backbone(s), %d shard(s)", "features", len(specs), len(inputs.corpus.shards))
     else:
         work.start(inputs.config)
+        for line in forecast(inputs, needed, ray.cluster_resources()):
+            log.info("%-12s %s", "estimate", line)
         embed(inputs.corpora, specs, inputs.config.compute, needed)
     for spec in specs:
         artifact = feature_artifact(inputs.store, spec)
