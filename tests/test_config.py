@@ -209,3 +209,13 @@ def test_useless_class_names_are_refused(names: list[str], words: list[str]) -> 
     with pytest.raises(ConfigError) as error:
         check_classnames(names)
     assert [w for w in words if w not in str(error.value)] == []
+
+
+def test_pools_of_single_backbones_are_named_in_the_file_and_changed_by_options(tmp_path: Path) -> None:
+    pools = {"RN50-openai": {"accelerator_type": "T4", "label_selector": {"zone": "!spot"}}}
+    config = read(tmp_path, "--compute.pools.RN50-openai.gpus", "0.5", compute={"pools": pools})
+    assert config.compute.pools["RN50-openai"].model_dump() == {
+        **pools["RN50-openai"],
+        "gpus": 0.5,
+        "max_actors": None,
+    }

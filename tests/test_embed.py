@@ -18,7 +18,6 @@ from upl_ray.config import Backbone, Compute, Source
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.embed import embed
 from upl_ray.features import feature_artifact, read_features
-from upl_ray.pools import plan_pools
 
 SIZES = (224, 288, 384, 448)  # the paper's four resolutions
 
@@ -97,20 +96,3 @@ def test_only_missing_pairs_of_shard_and_backbone_are_computed(
     embed_all(corpus, specs[:2], Compute(chunk_size=4))  # and a second backbone was added since
     assert {s.id: lost.read_commit(s.id)["parts"] for s in corpus.shards if s.id != victim} == kept
     assert lost.committed() == feature_artifact(store, specs[1]).committed() == {s.id for s in corpus.shards}
-
-
-@pytest.mark.parametrize("backbones", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize(
-    ("cpus", "gpus"), [(1, 0), (2, 0), (4, 0), (16, 0), (4, 1), (8, 2), (32, 3), (64, 8), (128, 16)]
-)
-def test_a_plan_leaves_room_to_decode_and_never_asks_for_more_gpus(backbones: int, cpus: int, gpus: int) -> None:
-    pool = plan_pools(backbones, {"CPU": cpus, "GPU": gpus}, Compute())
-    assert pool.max_actors >= 1
-    assert backbones * pool.num_gpus <= gpus + 1e-9  # one actor of every pool fits
-    assert backbones * pool.max_actors * pool.num_gpus <= gpus + 1e-9
-    if pool.num_cpus:
-        assert backbones * pool.max_actors * pool.num_cpus <= cpus - 2
-    if gpus:
-        assert pool.num_gpus > 0
-        whole = int(1 / pool.num_gpus + 1e-9)  # a fraction must pack: actors never straddle two GPUs
-        assert whole * gpus >= backbones or pool.num_gpus == 1

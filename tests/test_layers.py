@@ -16,7 +16,7 @@ WITH_RAY = {"embed", "encode_text", "pools", "label", "selection", "views", "tra
 WITHOUT_TORCH = (
     *("config", "schema", "artifacts", "images", "pseudo_labels", "metrics"),
     *("corpus", "sources", "archives", "manifests", "reading", "clip_spec", "progress", "score", "summary"),
-    *("estimate", "speeds", "workload"),
+    *("estimate", "speeds", "workload", "section", "footprint", "passes"),
 )
 
 
@@ -72,7 +72,7 @@ def test_importing_the_light_modules_loads_neither_torch_nor_ray() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["classifier", "prompt_learner", "inputs", "score"])
+@pytest.mark.parametrize("module", ["classifier", "prompt_learner", "inputs", "score", "passes"])
 def test_ray_is_not_needed_by_anything_below(module: str) -> None:
     seen, todo = set(), [PACKAGE / f"{module}.py"]
     while todo:

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import logging
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import open_clip
 from open_clip.factory import _find_checkpoint_in_dir, parse_model_name  # private, stable since open_clip 2.24
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from safetensors import safe_open
 
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Backbone, ConfigError
@@ -98,6 +100,7 @@ def resolve(backbone: Backbone) -> ClipSpec:
         mean=_rgb(preprocess.mean),
         std=_rgb(preprocess.std),
         quick_gelu=_quick_gelu(backbone, model_cfg, published),
+        weights_bytes=_weights_bytes(weights),
     )
 
 
@@ -152,6 +155,14 @@ def _refuse_torchscript(weights: Path) -> None:
                 f"The weights {str(weights)!r} are a TorchScript archive, which can run code; use the pretrained tag "
                 f"(`openai`) or save the state_dict as safetensors."
             )
+
+
+def _weights_bytes(weights: Path) -> int:
+    """What the weights take in fp32 [bytes]: by the header of safetensors; other files are taken to be fp32."""
+    if weights.suffix != ".safetensors":
+        return weights.stat().st_size
+    with safe_open(weights, framework="numpy") as file:
+        return sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def sha256(path: Path) -> str:

@@ -5,6 +5,8 @@ Shapes: N images or texts, H, W crop height and width, D feature width.
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import numpy.typing as npt
 import open_clip
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from upl_ray.backbones import find_weights, load_tokenizer, sha256
 from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import JobError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -25,6 +28,7 @@ class ClipModel:
 
     Raises:
         ValueError: the weights found here are not those that the job was planned with.
+        JobError: the device is a GPU and torch sees none.
     """
 
     def __init__(self, spec: ClipSpec, precision: str | None = None, device: str | None = None) -> None:
@@ -32,6 +36,11 @@ class ClipModel:
         precision = precision or spec.backbone.precision
         self.dtype = DTYPES[precision]
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise JobError(
+                f"{spec.name} was given a GPU on {platform.node()}, but torch sees no CUDA device there; install "
+                f"a torch for its driver, or set compute.device to cpu if the cluster's GPUs are only declared to Ray."
+            )
         source, weights, _, _ = find_weights(spec.backbone)
         if sha256(weights) != spec.weights_sha256:
             raise ValueError(

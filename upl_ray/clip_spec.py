@@ -24,6 +24,7 @@ class ClipSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     quick_gelu: bool
+    weights_bytes: int  # in fp32, for estimates of memory; no part of the identity
 
     @property
     def name(self) -> str:

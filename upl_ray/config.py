@@ -9,44 +9,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-
-class ConfigError(ValueError):
-    """A configuration that cannot work: one sentence with the field, the value and the remedy."""
-
-
-class JobError(RuntimeError):
-    """A job that cannot go on: one sentence with the reason and the remedy; what is finished stays in storage."""
-
-
-def sentence(error: ValidationError, prefix: str = "") -> str:
-    """One line for every field that pydantic refused: where, what was given, what is wanted."""
-    lines = []
-    for e in error.errors():
-        field = ".".join(str(p) for p in (prefix, *e["loc"]) if p != "")
-        message = e["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
-        if e["type"] == "extra_forbidden":
-            message = "there is no such field; `--help` lists all fields"
-        elif e["type"] == "missing":
-            message = "this field is required"
-        elif isinstance(e["input"], str | int | float | bool):
-            message = f"{message}; it is {e['input']!r}"
-        message = message.rstrip(".")
-        lines.append(f"{field}: {message}." if field else f"{message}.")
-    return "\n".join(lines)
-
-
-class Section(BaseModel):
-    """Base of every part of the configuration: frozen, and unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise ConfigError(sentence(error)) from None
+from upl_ray.section import ConfigError as ConfigError
+from upl_ray.section import JobError as JobError
+from upl_ray.section import Section as Section
+from upl_ray.section import sentence as sentence
 
 
 class Backbone(Section):
@@ -188,14 +156,29 @@ class Train(Section):
     checkpoint_every: int = Field(10, ge=1, description="Epochs between two checkpoints of a member [epochs]; ours.")
 
 
+class PoolOptions(Section):
+    """The actors of one backbone: what each takes, and on which nodes."""
+
+    gpus: float | None = Field(None, ge=0, le=1, description="GPUs of one actor [0-1]; None: planned; 0: CPU.")
+    accelerator_type: str | None = Field(None, description="Only on nodes with this accelerator, in Ray's words: `T4`.")
+    label_selector: dict[str, str] = Field({}, description="Only on nodes with these labels, in Ray's syntax.")
+    max_actors: int | None = Field(None, ge=1, description="Upper bound on actors; None: `compute.max_actors`.")
+
+
 class Compute(Section):
     """How the work is spread; no part of any fingerprint, since nothing here changes a result beyond rounding."""
 
     shard_size: int = Field(4096, ge=1, description="Images of a new shard, the unit of commit and resume [images].")
     chunk_size: int = Field(64, ge=1, description="Images that one model call encodes together [images].")
-    gpus_per_backbone: float | None = Field(
-        None, ge=0, description="GPUs of one backbone actor; None shares the cluster's GPUs evenly; 0: CPU."
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models compute; auto: on GPUs that actors hold; cpu: for GPUs only declared to Ray."
     )
+    gpus_per_backbone: float | None = Field(
+        None, ge=0, le=1, description="GPUs of one actor [0-1]; None: planned; 0: CPU. For one: `compute.pools`."
+    )
+    backbones_per_gpu: int = Field(8, ge=1, description="Most backbone actors that share one GPU [actors].")
+    gpu_memory: float | None = Field(None, gt=0, description="Memory of one GPU [GiB]; None: by its type, or else 16.")
+    pools: dict[str, PoolOptions] = Field({}, description="Actors of single backbones: `{NAME: {gpus: 0.5}}`.")
     max_actors: int | None = Field(None, ge=1, description="Upper bound on actors of one backbone pool; None: as fit.")
     trials: int | None = Field(
         None, ge=1, description="Groups the members are split into, trained concurrently; None: as many as run at once."
@@ -287,6 +270,9 @@ class Config(Section):
             raise ValueError(f"two backbones are called {doubled[0]!r}; give one of them another `name`")
         if self.target and self.target not in names:
             raise ValueError(f"target {self.target!r} is none of the backbones {names}; name one of them")
+        strangers = sorted(set(self.compute.pools) - set(names))
+        if strangers:
+            raise ValueError(f"compute.pools names {strangers[0]!r}, none of the backbones {names}; use one of these")
         return self
 
     @property

@@ -32,7 +32,8 @@ from upl_ray.config import Compute
 from upl_ray.corpus import Corpus, Shard
 from upl_ray.features import feature_artifact, feature_table
 from upl_ray.images import Geometry
-from upl_ray.pools import configure_data, plan_pools
+from upl_ray.passes import Pass
+from upl_ray.pools import add_pool, configure_data, in_one_sentence, plan
 from upl_ray.progress import Progress
 from upl_ray.reading import read_images
 
@@ -61,7 +62,11 @@ class Encoder:
 
 
 def embed(corpora: list[Corpus], specs: list[ClipSpec], compute: Compute, needed: dict[str, set[str]]) -> None:
-    """Compute and commit the missing features of every needed (backbone, shard id) pair."""
+    """Compute and commit the missing features of every needed (backbone, shard id) pair, in few passes.
+
+    Raises:
+        JobError: no node can serve a backbone, its actors find no room in time, or torch does not see their GPU.
+    """
     store = corpora[0].artifact.store
     todo: dict[tuple[str, ...], list[Shard]] = defaultdict(list)
     done = {s.name: feature_artifact(store, s).committed() for s in specs}
@@ -70,17 +75,13 @@ def embed(corpora: list[Corpus], specs: list[ClipSpec], compute: Compute, needed
         if missing:
             todo[missing].append(shard)
     for names, work in todo.items():  # usually one group; more after a backbone was added or a run was killed
-        _embed_pass(store, [s for s in specs if s.name in names], work, compute)
+        for pools in plan("features", [s for s in specs if s.name in names], compute):
+            _embed_pass(store, pools, work, compute)
 
 
-def _embed_pass(store: Store, specs: list[ClipSpec], work: list[Shard], compute: Compute) -> None:
+def _embed_pass(store: Store, pools: Pass, work: list[Shard], compute: Compute) -> None:
     configure_data(compute)
-    specs = sorted(specs, key=lambda s: -s.geometry.height * s.geometry.width)
-    pool = plan_pools(len(specs), ray.cluster_resources(), compute)
-    log.info(
-        "%-12s %d pool(s) of 1 to %d actors with %g CPU and %.3g GPU each: %s",
-        *("features", len(specs), pool.max_actors, pool.num_cpus, pool.num_gpus, ", ".join(s.name for s in specs)),
-    )
+    specs = [spec for spec, _ in pools]
     geometries = {s.geometry.key: s.geometry for s in specs}
     last_user = {s.geometry.key: s.name for s in specs}
     span = compute.chunk_size * CHUNKS_PER_SPAN
@@ -91,24 +92,15 @@ def _embed_pass(store: Store, specs: list[ClipSpec], work: list[Shard], compute:
     ]
     decoder = ChunkDecoder(store, list(geometries.values()), compute.chunk_size)
     dataset = ray.data.from_items(spans, override_num_blocks=min(len(spans), 4096)).flat_map(decoder)
-    for spec in specs:
-        dataset = dataset.map(
-            Encoder,  # type: ignore[arg-type]  # Ray's annotation does not know callable classes
-            fn_constructor_args=(
-                spec,
-                f"features_{spec.name}",
-                last_user[spec.geometry.key] == spec.name,
-                pool.device,
-                compute.chunk_size,
-            ),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.max_actors),
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus,
-        )
+    for spec, pool in pools:
+        drop_pixels = last_user[spec.geometry.key] == spec.name
+        arguments = (spec, f"features_{spec.name}", drop_pixels, pool.device, compute.chunk_size)
+        dataset = add_pool(dataset, Encoder, arguments, pool)
     artifacts = {s.name: feature_artifact(store, s) for s in specs}
     write = partial(write_features, artifacts=artifacts)
     receipts = dataset.map_batches(write, batch_size=CHUNKS_PER_PART, batch_format="pandas")
-    _commit(receipts.iter_rows(), artifacts, work)
+    with in_one_sentence(compute):
+        _commit(receipts.iter_rows(), artifacts, work)
 
 
 class ChunkDecoder:

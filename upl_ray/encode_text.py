@@ -9,7 +9,8 @@ from upl_ray.artifacts import Artifact, Store
 from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute
-from upl_ray.pools import plan_pools
+from upl_ray.passes import plan_passes
+from upl_ray.pools import cluster_nodes, in_one_sentence, resources
 from upl_ray.progress import Progress
 from upl_ray.text_features import text_artifact, write_text_features
 from upl_ray.zero_shot import fill_template
@@ -21,13 +22,17 @@ def encode_classnames(
     """Compute and store the zero-shot class features that are missing."""
     artifacts = [(s, text_artifact(store, s, classnames, template)) for s in specs]
     todo = [(s, a) for s, a in artifacts if a.manifest() is None]
-    pool = plan_pools(len(specs), ray.cluster_resources(), compute)
-    task = ray.remote(num_cpus=1, num_gpus=pool.num_gpus)(_encode)
-    pending = [task.remote(a, s, fill_template(template, classnames), pool.device) for s, a in todo]
+    pools = {s.name: p for planned in plan_passes([s for s, _ in todo], cluster_nodes(), compute) for s, p in planned}
+    pending = []
+    for spec, artifact in todo:  # tasks wait for each other's resources, so passes do not matter here
+        pool = pools[spec.name]
+        task = ray.remote(**(resources(pool) | {"num_cpus": 1}))(_encode)
+        pending.append(task.remote(artifact, spec, fill_template(template, classnames), pool.device))
     progress = Progress("text", len(pending), "backbones")
     while pending:
         ready, pending = ray.wait(pending)
-        ray.get(ready)
+        with in_one_sentence(compute):
+            ray.get(ready)
         progress.advance(len(ready))
     progress.finish()
 

@@ -22,8 +22,8 @@ from upl_ray.corpus import Corpus
 from upl_ray.embed import embed
 from upl_ray.encode_text import encode_classnames
 from upl_ray.ensemble import FILE, ensemble_bytes
-from upl_ray.forecast import forecast
 from upl_ray.features import drop_features, feature_artifact, rejected_images
+from upl_ray.forecast import forecast
 from upl_ray.inputs import Inputs, prepare
 from upl_ray.members import read_members, unfinished_members
 from upl_ray.plan import Chain, needed_features, plan_chain, present_features

@@ -1,48 +1,119 @@
-"""Fits actor pools into the cluster, and Ray Data's settings that every step needs."""
+"""Between plans and Ray: what the nodes have, what a pool asks for, what went wrong, and Ray Data's settings."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import ray
 import ray.data
 
-from upl_ray.config import Compute
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Compute, JobError
+from upl_ray.passes import Node, Pass, Pool, plan_passes
+
+log = logging.getLogger(__name__)
+
+ACCELERATOR = "accelerator_type:"  # prefix of the resource by which Ray names a node's accelerator
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Resources of one backbone's actors."""
+def cluster_nodes() -> list[Node]:
+    """What each live node of the cluster has, whoever holds it at the moment."""
+    return [
+        Node(
+            cpus=n["Resources"].get("CPU", 0.0),
+            gpus=n["Resources"].get("GPU", 0.0),
+            memory=n["Resources"].get("memory", math.inf),
+            accelerators=frozenset(r.removeprefix(ACCELERATOR) for r in n["Resources"] if r.startswith(ACCELERATOR)),
+            labels=n["Labels"],
+        )
+        for n in ray.nodes()
+        if n["Alive"]
+    ]
 
-    num_cpus: float
-    num_gpus: float
-    max_actors: int
 
-    @property
-    def device(self) -> str:
-        """Where its actors compute; Ray does not hide GPUs from actors that asked for none."""
-        return "cuda" if self.num_gpus else "cpu"
+def plan(step: str, specs: Sequence[ClipSpec], compute: Compute) -> list[Pass]:
+    """Plan passes for the cluster as it is, and say so in the log: a line a pass, and why there are several.
 
-
-def plan_pools(n_backbones: int, cluster: dict[str, float], compute: Compute) -> Pool:
-    """Fit one actor pool for each backbone into the cluster, leaving two CPUs to read, decode and write.
-
-    GPU actors take no CPU: actors that hold every CPU starve the decoding tasks and the job hangs. On few CPUs without
-    a GPU the actors run beside the tasks for the same reason.
+    Raises:
+        JobError: no node can serve a backbone.
     """
-    gpus, cpus = cluster.get("GPU", 0.0), cluster.get("CPU", 1.0)
-    share = compute.gpus_per_backbone
-    if share is None:
-        share = 0.0 if gpus == 0 else (1.0 if gpus >= n_backbones else gpus / n_backbones)
-        if 0 < share < 1:
-            share = 1 / -(-n_backbones // int(gpus))  # whole actors on each GPU
-    if share > 0:
-        fit = max(1, int(gpus / share) // n_backbones)
-        return Pool(0.0, share, min(fit, compute.max_actors or fit))
-    if cpus >= n_backbones + 2:
-        fit = int(cpus - 2) // n_backbones
-        return Pool(1.0, 0.0, min(fit, compute.max_actors or fit))
-    return Pool(0.0, 0.0, 1)
+    nodes = cluster_nodes()
+    passes = plan_passes(specs, nodes, compute)
+    for i, pools in enumerate(passes, 1):
+        log.info("%-12s pass %d of %d: %s", step, i, len(passes), "; ".join(describe(s, p) for s, p in pools))
+    if len(passes) > 1:
+        gpus = [n.gpu_memory(compute) / 2**30 for n in nodes for _ in range(int(n.gpus))]
+        shared = f"shared by at most compute.backbones_per_gpu = {compute.backbones_per_gpu}"
+        gpu = f"{len(gpus)} GPU(s) of {min(gpus):.3g} GiB, {shared}; " if gpus else ""
+        host = sum(n.memory for n in nodes) / 2**30
+        log.info(
+            "%-12s several passes, as not all of these actors are sure to fit at once: %s%g CPUs; %.3g GiB of memory",
+            *(step, gpu, sum(n.cpus for n in nodes), host),
+        )
+    return passes
+
+
+def describe(spec: ClipSpec, pool: Pool) -> str:
+    """One backbone's actors in words: `RN50-openai up to 3 actors of 0.25 GPU (cuda)`."""
+    actors = "1 actor" if pool.max_actors == 1 else f"up to {pool.max_actors} actors"
+    options = pool.options
+    bound = [options.accelerator_type or "", *(f"{k} {v}" for k, v in options.label_selector.items())]
+    what = f"{pool.num_gpus:.4g} GPU" if pool.num_gpus else f"{pool.num_cpus:g} CPU"
+    what += f" and {pool.memory / 2**30:.1f} GiB" if pool.memory else ""
+    return f"{spec.name} {actors} of {what} ({', '.join([pool.device, *filter(None, bound)])})"
+
+
+def resources(pool: Pool) -> dict[str, Any]:
+    """What an actor or task of this pool asks of Ray, as named arguments.
+
+    Asking for memory also keeps Ray Data from fusing an actor of one CPU with the decoding before it, which would then
+    run in the few actors of the largest backbone instead of in tasks on all CPUs.
+    """
+    asked = {
+        "num_cpus": pool.num_cpus,
+        "num_gpus": pool.num_gpus,
+        "memory": pool.memory or None,
+        "accelerator_type": pool.options.accelerator_type,
+        "label_selector": pool.options.label_selector or None,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def add_pool(dataset: ray.data.Dataset, actor: type, arguments: tuple[Any, ...], pool: Pool) -> ray.data.Dataset:
+    """Map a dataset's rows with the actors of a pool."""
+    return dataset.map(
+        actor,
+        fn_constructor_args=arguments,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.max_actors),
+        **resources(pool),
+    )
+
+
+@contextmanager
+def in_one_sentence(compute: Compute) -> Iterator[None]:
+    """Turn what Ray Data raises about actors that cannot start into a sentence.
+
+    Raises:
+        JobError: actors found no room in time, or one of them raised a JobError.
+    """
+    try:
+        yield
+    except ray.exceptions.GetTimeoutError:
+        raise JobError(
+            f"The actors of a backbone found no room within compute.wait_for_resources_s = "
+            f"{compute.wait_for_resources_s} s, as others hold the cluster's GPUs, CPUs or memory; what is finished "
+            f"stays in storage, so free them, add nodes or wait longer, and run the job again."
+        ) from None
+    except ray.exceptions.RayError as error:  # an actor's own exception survives as text only
+        told = re.search(rf"^\S*{JobError.__name__}: (.+)$", str(error), re.MULTILINE)
+        if told is None:
+            raise
+        raise JobError(told[1]) from None
 
 
 def configure_data(compute: Compute) -> None:

@@ -32,6 +32,7 @@ from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute, JobError, Train
 from upl_ray.members import finish_members, read_checkpoint, unfinished_members, write_checkpoints, write_members
+from upl_ray.passes import device_of
 from upl_ray.progress import Progress
 from upl_ray.prompt_learner import PromptLearner
 from upl_ray.text_encoder import TextEncoder
@@ -210,7 +211,7 @@ def activation_memory(device: str, trials: int, compute: Compute) -> float:
 
 def train_group(task: Task, members: list[int], report: Report) -> None:
     """Train some members as one batch from their last checkpoints, and write each to storage."""
-    device = "cuda" if task.resources.get("GPU") else "cpu"
+    device = device_of(task.resources.get("GPU", 0.0), task.compute)
     if device == "cpu":
         torch.set_num_threads(1)  # the same sums in the same order, however many cores the machine has
     clip = ClipModel(task.spec, precision="fp32", device=device)

@@ -29,7 +29,7 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute, Views
 from upl_ray.corpus import Corpus
 from upl_ray.embed import Encoder
-from upl_ray.pools import configure_data, plan_pools
+from upl_ray.pools import add_pool, configure_data, in_one_sentence, plan
 from upl_ray.progress import Progress
 from upl_ray.reading import read_images
 
@@ -68,7 +68,7 @@ def _encode_views(
 ) -> None:
     """Encode the images of these (shard, image id) pairs; each part is committed as soon as it is written."""
     configure_data(compute)
-    pool = plan_pools(1, ray.cluster_resources(), compute)
+    ((_, pool),) = plan("views", [spec], compute)[0]
     shards, store = {s.id: s for s in corpus.shards}, corpus.artifact.store
     groups = [
         {
@@ -87,23 +87,16 @@ def _encode_views(
         for image_id, data in zip(listing["image_id"].to_pylist(), read_images(group["root"], listing), strict=True):
             yield {"image_id": image_id, spec.geometry.key: crop_views(data, image_id, spec, views)}
 
-    receipts = (
-        ray.data.from_items(groups, override_num_blocks=min(len(groups), 1024))
-        .flat_map(crop)
-        .map(
-            Encoder,  # type: ignore[arg-type]  # Ray's annotation does not know callable classes
-            fn_constructor_args=(spec, "views", True, pool.device, compute.chunk_size),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.max_actors),
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus,
-        )
-        .map_batches(partial(write_views, artifact=artifact), batch_size=IMAGES_PER_TASK, batch_format="pandas")
-    )
+    crops = ray.data.from_items(groups, override_num_blocks=min(len(groups), 1024)).flat_map(crop)
+    encoded = add_pool(crops, Encoder, (spec, "views", True, pool.device, compute.chunk_size), pool)
+    write = partial(write_views, artifact=artifact)
+    receipts = encoded.map_batches(write, batch_size=IMAGES_PER_TASK, batch_format="pandas")
     progress = Progress("views", len(todo), "images")
-    for receipt in receipts.iter_rows():
-        image_ids = json.loads(receipt["image_ids"])
-        artifact.commit(fingerprint(image_ids), parts=[receipt["part"]], image_ids=image_ids)
-        progress.advance(len(image_ids))
+    with in_one_sentence(compute):
+        for receipt in receipts.iter_rows():
+            image_ids = json.loads(receipt["image_ids"])
+            artifact.commit(fingerprint(image_ids), parts=[receipt["part"]], image_ids=image_ids)
+            progress.advance(len(image_ids))
     progress.finish()
 
 

@@ -1,0 +1,86 @@
+"""Embeds pictures on a Ray cluster with four CPUs and one GPU that is only declared; see test_pools.py.
+
+A process of its own, as the tests have another cluster. Prints one line of JSON: for each scenario the features'
+digests, the log and the error.
+
+usage: python fake_gpus.py FOLDER          with FOLDER/pictures and models FOLDER/m0, FOLDER/m1, ...
+"""
+
+import hashlib
+import json
+import logging
+import sys
+from pathlib import Path
+
+import ray
+
+from upl_ray.artifacts import Store
+from upl_ray.backbones import resolve
+from upl_ray.config import Backbone, Compute, JobError, PoolOptions, Source
+from upl_ray.corpus import list_corpus
+from upl_ray.embed import embed
+from upl_ray.features import feature_artifact, read_features
+
+ROOT = Path(sys.argv[1])
+SPECS = [resolve(Backbone(model=f"local-dir:{folder}")) for folder in sorted(ROOT.glob("m?"))]
+NAMES = [s.name for s in SPECS]
+
+
+class Lines(logging.Handler):
+    """Keeps the log's lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def scenario(name: str, backbones: int, **compute: object) -> dict[str, object]:
+    """Embed with the first backbones into a storage of its own."""
+    lines = Lines()
+    logger = logging.getLogger("upl_ray")
+    logger.handlers, logger.level = [lines], logging.INFO
+    corpus = list_corpus(Store(str(ROOT / "storage" / name)), Source(uri=str(ROOT / "pictures")), 10)
+    error, digests = "", {}
+    try:
+        settings = Compute.model_validate({"chunk_size": 4, "device": "cpu"} | compute)
+        embed([corpus], SPECS[:backbones], settings, {name: {s.id for s in corpus.shards} for name in NAMES})
+        for spec in SPECS[:backbones]:
+            digest = hashlib.sha256()
+            for shard in corpus.shards:
+                ids, features = read_features(feature_artifact(corpus.artifact.store, spec), shard)
+                for image_id, row in sorted(zip(ids, features, strict=True), key=lambda pair: pair[0]):
+                    digest.update(image_id.encode() + row.tobytes())
+            digests[spec.name] = digest.hexdigest()
+    except JobError as refusal:
+        error = str(refusal)
+    return {"digests": digests, "log": lines.lines, "error": error}
+
+
+@ray.remote(num_cpus=0, num_gpus=1)
+class Stranger:
+    """Another job, which holds the GPU."""
+
+    def here(self) -> bool:
+        return True
+
+
+def main() -> None:
+    ray.init(
+        address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    results = {
+        "one pass": scenario("one", 4),
+        "three passes": scenario("three", 3, backbones_per_gpu=1, pools={n: PoolOptions(gpus=1) for n in NAMES[:2]}),
+        "no such node": scenario("type", 1, pools={NAMES[0]: PoolOptions(accelerator_type="T4")}),
+    }
+    stranger = Stranger.remote()
+    ray.get(stranger.here.remote())
+    results["held by others"] = scenario("held", 1, wait_for_resources_s=3)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

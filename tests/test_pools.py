@@ -1,0 +1,103 @@
+"""Pools on real Ray clusters: GPUs that are only declared, too few of them, held by others, or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.data
+import torch
+from conftest import resolve_folder, write_model
+from PIL import Image
+
+from upl_ray.clip_model import ClipModel
+from upl_ray.config import Compute, JobError, PoolOptions
+from upl_ray.passes import Pool
+from upl_ray.pools import add_pool, cluster_nodes, configure_data, in_one_sentence
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What became of embedding with four backbones on four CPUs and one declared GPU."""
+    root, rng = tmp_path_factory.mktemp("fake_gpus"), np.random.default_rng(0)
+    (root / "pictures").mkdir()
+    for i in range(13):
+        noise = rng.integers(0, 256, (*rng.integers(40, 120, 2), 3), dtype=np.uint8)
+        Image.fromarray(noise).save(root / "pictures" / f"{i:02d}.png")
+    for i, side in enumerate((64, 96, 64, 128)):
+        write_model(root / f"m{i}", {"image_size": side, "patch_size": 32}, seed=i)
+    command = [sys.executable, str(ROOT / "tests" / "fake_gpus.py"), str(root)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_four_pools_on_four_cpus_and_one_gpu_finish_in_one_pass(scenarios: dict[str, dict[str, Any]]) -> None:
+    made = scenarios["one pass"]
+    assert made["error"] == ""
+    assert set(made["digests"]) == {"m0", "m1", "m2", "m3"}
+    line = "pass 1 of 1: m3 1 actor of 0.25 GPU (cpu); m1 1 actor of 0.25 GPU (cpu); m0 1 actor of 0.25 GPU (cpu)"
+    assert line in made["log"][0]
+
+
+def test_pools_that_do_not_fit_at_once_take_passes_and_give_the_same_bits(scenarios: dict[str, dict[str, Any]]) -> None:
+    made = scenarios["three passes"]
+    assert made["error"] == ""
+    assert made["digests"] == {name: scenarios["one pass"]["digests"][name] for name in ("m0", "m1", "m2")}
+    assert [" ".join(line.split()[1:5]) for line in made["log"][:3]] == [f"pass {i} of 3:" for i in (1, 2, 3)]
+    assert "several passes, as not all of these actors are sure to fit at once: 1 GPU(s) of 16 GiB" in made["log"][3]
+
+
+def test_a_pool_that_no_node_serves_fails_at_once(scenarios: dict[str, dict[str, Any]]) -> None:
+    assert "'m0' needs a node with a GPU, accelerator_type 'T4'" in scenarios["no such node"]["error"]
+
+
+def test_a_gpu_held_by_others_fails_in_time(scenarios: dict[str, dict[str, Any]]) -> None:
+    assert "no room within compute.wait_for_resources_s = 3 s" in scenarios["held by others"]["error"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_torch_does_not_see_is_said_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"sees no CUDA device there; .* set compute\.device to cpu"):
+        ClipModel(resolve_folder(write_model(tmp_path / "m")), device="cuda")
+
+
+def test_what_an_actor_refuses_reaches_the_driver_as_one_sentence(cluster: None) -> None:
+    class Refuses:
+        def __init__(self) -> None:
+            raise JobError("There is no GPU; do without.")
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            return row
+
+    compute = Compute(wait_for_resources_s=60)
+    configure_data(compute)
+    pool = Pool(0.0, 0.0, 2**20, 1, "cpu", PoolOptions())
+    with pytest.raises(JobError, match=r"^There is no GPU; do without\.$"), in_one_sentence(compute):
+        add_pool(ray.data.range(1), Refuses, (), pool).take_all()
+
+
+def test_decoding_is_not_fused_into_the_actors_of_the_first_pool(cluster: None) -> None:
+    class Actor:
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            return {**row, "actor": os.getpid()}
+
+    pool = Pool(1.0, 0.0, 2**20, 1, "cpu", PoolOptions())
+    decoded = ray.data.range(4).map(lambda row: {"task": os.getpid()})
+    assert all(row["task"] != row["actor"] for row in add_pool(decoded, Actor, (), pool).take_all())
+
+
+def test_nodes_are_read_from_ray(cluster: None) -> None:
+    (node,) = cluster_nodes()
+    assert (node.cpus, node.gpus) == (4, ray.cluster_resources().get("GPU", 0))
+    assert 0 < node.memory == ray.cluster_resources()["memory"]

@@ -1,0 +1,270 @@
+"""Plans the passes over the images: which backbones run together, with how many actors, each with what of a node.
+
+The fewer the passes, the less is read and decoded twice. Ray places actors in its own order on any node with room, and
+an actor that finds none lets the job wait. So a pass holds only what finds room in every order (`Space.holds`).
+
+One currency a pass: a share of a GPU is at least the actor's share of that GPU's memory and of the host memory that
+goes with a GPU of its node; on CPUs, as many CPUs as its share of the node's memory. What Ray packs by it fits in
+memory too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Compute, JobError, PoolOptions
+from upl_ray.footprint import GIB, cost, memory, pixels
+
+UNITS = 10_000  # of a GPU: Ray counts resources in ten-thousandths
+DECODE_CPUS = 2  # left to list, read, decode and write: actors that hold every CPU let the job hang
+FINEST = 4  # a small backbone takes at least 1 / (4 * backbones_per_gpu) of a GPU, so that a large one can take more
+# Of the smallest variant that Ray gives this name, less what its driver keeps [GiB].
+GPU_MEMORY = {"T4": 15, "V100": 16, "L4": 22, "A10G": 22, "A100": 40, "L40S": 44, "H100": 79, "H200": 140}
+UNKNOWN_GPU_MEMORY = 16
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node has in all; what others hold of it at the moment is not counted."""
+
+    cpus: float
+    gpus: float = 0.0
+    memory: float = math.inf  # of the host, without the object store [bytes]
+    accelerators: frozenset[str] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def gpu_memory(self, compute: Compute) -> float:
+        """Memory of one of its GPUs [bytes]: as configured, or of its type, or assumed."""
+        known = [GPU_MEMORY[a] for a in self.accelerators if a in GPU_MEMORY]
+        return GIB * (compute.gpu_memory or min(known, default=UNKNOWN_GPU_MEMORY))
+
+    def serves(self, options: PoolOptions) -> bool:
+        """Whether it has the accelerator and the labels that a pool is bound to."""
+        accelerator = options.accelerator_type
+        return (accelerator is None or accelerator in self.accelerators) and all(
+            label_matches(self.labels.get(key), wanted) for key, wanted in options.label_selector.items()
+        )
+
+
+def label_matches(label: str | None, wanted: str) -> bool:
+    """Ray's label selectors: `value`, `!value`, `in(a, b)`, `!in(a, b)`; a label that is missing is no value."""
+    values = wanted.removeprefix("!")
+    if values.startswith("in("):
+        return (label in [v.strip() for v in values[3:-1].split(",")]) != wanted.startswith("!")
+    return (label == values) != wanted.startswith("!")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The actors of one backbone in one pass, and what each asks of Ray."""
+
+    num_cpus: float
+    num_gpus: float
+    memory: int  # of the host [bytes]; 0: not asked for, as a share of a GPU stands for it
+    max_actors: int
+    device: str
+    options: PoolOptions
+
+
+Pass = list[tuple[ClipSpec, Pool]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one backbone asks for: so many actors of so many units on any of these nodes."""
+
+    spec: ClipSpec
+    options: PoolOptions
+    nodes: frozenset[int]
+    gpus: float | None  # of one actor, as configured; None: planned; 0: none
+    cost: float  # of one image, relative to others
+    demand: int = 0  # of one actor [units]
+    limit: int = 1  # actors that are of any use
+    count: int = 1  # actors
+
+
+@dataclass(frozen=True)
+class Space:
+    """Rooms to place actors in, none of which an actor may straddle."""
+
+    unit: str  # "GPU": ten-thousandths of one; "CPU"; "memory": MiB
+    rooms: tuple[tuple[int, int], ...]  # (node, units): a GPU, or a node
+    crowd: int | None = None  # actors that one room may hold
+    spare: int = 0  # units, of all rooms together, that stay free
+
+    def holds(self, claims: Sequence[Claim]) -> bool:
+        """Whether every actor finds room, in whatever order and wherever Ray places them.
+
+        An actor finds none only if each of its rooms is taken but for less than its demand, and what is taken comes in
+        multiples of the demands' greatest common divisor. If all others together are less than that, it finds one.
+        """
+        if sum(c.demand * c.count for c in claims) > sum(units for _, units in self.rooms) - self.spare:
+            return False
+        for claim in claims:
+            rivals = [c for c in claims if c.nodes & claim.nodes]
+            grain = math.gcd(*(c.demand for c in rivals))
+            others = sum(c.demand * c.count for c in rivals) - claim.demand
+            mine = [units for node, units in self.rooms if node in claim.nodes and units >= claim.demand]
+            blocked = sum(math.ceil((units - claim.demand + 1) / grain) * grain for units in mine)
+            if others >= blocked or (self.crowd and _crowd(rivals, max(mine)) > self.crowd):
+                return False
+        return True
+
+
+Arrangement = tuple[Space, list[Claim]]
+
+
+def _crowd(claims: Iterable[Claim], units: int) -> int:
+    """The most actors that can meet in one room."""
+    most = 0
+    for claim in sorted(claims, key=lambda c: c.demand):
+        here = min(claim.count, units // claim.demand)
+        most, units = most + here, units - here * claim.demand
+    return most
+
+
+def plan_passes(specs: Sequence[ClipSpec], nodes: Sequence[Node], compute: Compute) -> list[Pass]:
+    """Spread backbones over as few passes as surely fit, in each the largest resolution first.
+
+    The actors of a pass are shared out by the backbones' estimated cost. A backbone that is estimated to need more
+    memory than there is gets a pass, and a whole GPU or node, of its own: it may do with less.
+
+    Raises:
+        JobError: no node can serve a backbone.
+    """
+    groups: list[list[Claim]] = []
+    claims = [_claim(s, nodes, compute) for s in specs]
+    for claim in sorted(claims, key=lambda c: -_need(c, compute)):  # first fit, the hungriest first
+        home = next((g for g in groups if all(_arrangements([*g, claim], nodes, compute))), None)
+        if home is None:
+            groups.append([claim])
+        else:
+            home.append(claim)
+    passes = [_pools(group, nodes, compute) for group in groups]
+    return [sorted(p, key=lambda pool: -pixels(pool[0])) for p in passes]
+
+
+def _claim(spec: ClipSpec, nodes: Sequence[Node], compute: Compute) -> Claim:
+    """Where a backbone may run, and whether on GPUs: where it may meet one, unless the configuration says otherwise."""
+    options = compute.pools.get(spec.name, PoolOptions())
+    gpus = options.gpus if options.gpus is not None else compute.gpus_per_backbone
+    serving = [i for i, n in enumerate(nodes) if n.serves(options)]
+    if gpus is None and not options.accelerator_type and not any(nodes[i].gpus >= 1 for i in serving):
+        gpus = 0.0
+    found = frozenset(i for i in serving if (nodes[i].cpus if gpus == 0 else nodes[i].gpus) >= 1)
+    if not found:
+        need = ["a CPU" if gpus == 0 else "a GPU"]
+        need += [f"accelerator_type {options.accelerator_type!r}"] if options.accelerator_type else []
+        need += [f"{key} {wanted!r}" for key, wanted in options.label_selector.items()]
+        raise JobError(
+            f"The backbone {spec.name!r} needs a node with {', '.join(need)}, and none of the cluster's {len(nodes)} "
+            f"node(s) is one at present; start one, or change compute.pools or compute.gpus_per_backbone."
+        )
+    return Claim(spec, options, found, gpus, cost(spec))
+
+
+def _need(claim: Claim, compute: Compute) -> float:
+    """Memory of one actor where it is scarcest [bytes]."""
+    need = memory(claim.spec, compute.chunk_size, on_gpu=claim.gpus != 0)
+    return need.gpu or need.host
+
+
+def _arrangements(group: list[Claim], nodes: Sequence[Node], compute: Compute) -> list[list[Arrangement]]:
+    """For the backbones on GPUs, and for those on CPUs, the ways in which one actor of each surely fits."""
+    on_gpus, on_cpus = [c for c in group if c.gpus != 0], [c for c in group if c.gpus == 0]
+    if on_gpus and on_cpus:  # neither knows of the other's memory: half for each
+        nodes = [replace(n, memory=n.memory / 2) for n in nodes]
+    alone = len(group) == 1
+    ways = [_on_gpus(on_gpus, nodes, compute, alone)] if on_gpus else []
+    return ways + ([_on_cpus(on_cpus, nodes, compute, alone)] if on_cpus else [])
+
+
+def _on_gpus(claims: list[Claim], nodes: Sequence[Node], compute: Compute, alone: bool) -> list[Arrangement]:
+    """From whole GPUs to the finest shares, those that hold all."""
+    rooms = tuple((i, UNITS) for i, n in enumerate(nodes) for _ in range(int(n.gpus)))
+    space = Space("GPU", rooms, compute.backbones_per_gpu)
+    ways = (
+        [_gpu_demand(c, nodes, compute, sharing, alone) for c in claims]
+        for sharing in range(1, FINEST * compute.backbones_per_gpu + 1)
+    )
+    return [(space, asked) for asked in ways if space.holds(asked)]
+
+
+def _gpu_demand(claim: Claim, nodes: Sequence[Node], compute: Compute, sharing: int, alone: bool) -> Claim:
+    """The claim with its share of a GPU: as configured, or what memory needs and at least 1 / sharing."""
+    mine = [nodes[i] for i in claim.nodes]
+    gpus = sum(int(n.gpus) for n in mine)
+    if claim.gpus:
+        demand = max(1, math.floor(claim.gpus * UNITS + 1e-6))
+        return replace(claim, demand=demand, limit=_limit(claim, gpus * (UNITS // demand), compute))
+    need = memory(claim.spec, compute.chunk_size, on_gpu=True)
+    share = max(max(need.gpu / n.gpu_memory(compute), need.host * n.gpus / n.memory) for n in mine)
+    demand = max(UNITS // sharing, math.ceil(100 * share) * UNITS // 100)
+    return replace(claim, demand=min(demand, UNITS) if alone else demand, limit=_limit(claim, gpus, compute))
+
+
+def _on_cpus(claims: list[Claim], nodes: Sequence[Node], compute: Compute, alone: bool) -> list[Arrangement]:
+    """Actors with CPUs of their own beside two for decoding; on few CPUs one actor each, with none, beside tasks."""
+    needs = [memory(c.spec, compute.chunk_size, on_gpu=False).host for c in claims]
+    space = Space("CPU", tuple((i, int(n.cpus)) for i, n in enumerate(nodes)), spare=DECODE_CPUS)
+    asked = []
+    for claim, need in zip(claims, needs, strict=True):
+        mine = [nodes[i] for i in claim.nodes]
+        demand = max(1, math.ceil(max(need * n.cpus / n.memory for n in mine)))
+        asked.append(replace(claim, demand=demand, limit=_limit(claim, sum(int(n.cpus) for n in mine), compute)))
+    if space.holds(asked):
+        return [(space, asked)]
+    mib = [int(min(n.memory, 2**60) / 2**20) for n in nodes]
+    beside = [replace(c, demand=math.ceil(n / 2**20), limit=1) for c, n in zip(claims, needs, strict=True)]
+    if alone:
+        beside = [replace(c, demand=min(c.demand, max(mib[i] for i in c.nodes))) for c in beside]
+    space = Space("memory", tuple(enumerate(mib)))
+    return [(space, beside)] if space.holds(beside) else []
+
+
+def _limit(claim: Claim, useful: int, compute: Compute) -> int:
+    return min(useful, claim.options.max_actors or compute.max_actors or useful)
+
+
+def _pools(group: list[Claim], nodes: Sequence[Node], compute: Compute) -> Pass:
+    """The pools of one pass, grown as far as they surely fit: of all ways, that whose slowest backbone has most."""
+    pools = []
+    for ways in _arrangements(group, nodes, compute):
+        grown = [(space, grow(space, claims)) for space, claims in ways]
+        space, claims = max(grown, key=lambda way: min(c.demand * c.count / c.cost for c in way[1]))
+        for claim in claims:
+            host = memory(claim.spec, compute.chunk_size, on_gpu=space.unit == "GPU").host
+            num_gpus = claim.demand / UNITS if space.unit == "GPU" else 0.0
+            pool = Pool(
+                num_cpus=float(claim.demand) if space.unit == "CPU" else 0.0,
+                num_gpus=num_gpus,
+                memory={"GPU": 0, "CPU": math.ceil(host), "memory": claim.demand * 2**20}[space.unit],
+                max_actors=claim.count,
+                device=device_of(num_gpus, compute),
+                options=claim.options,
+            )
+            pools.append((claim.spec, pool))
+    return pools
+
+
+def grow(space: Space, claims: Sequence[Claim]) -> list[Claim]:
+    """Add actors one by one, each to the backbone with most cost an actor, as long as all surely fit."""
+    grown, growing = list(claims), set(range(len(claims)))
+    while growing:
+        i = max(growing, key=lambda j: (grown[j].cost / grown[j].count, -j))
+        more = [*grown[:i], replace(grown[i], count=grown[i].count + 1), *grown[i + 1 :]]
+        if more[i].count <= more[i].limit and space.holds(more):
+            grown = more
+        else:
+            growing.remove(i)
+    return grown
+
+
+def device_of(num_gpus: float, compute: Compute) -> str:
+    """Where an actor with so many GPUs computes; Ray does not hide GPUs from actors that asked for none."""
+    if compute.device == "auto":
+        return "cuda" if num_gpus else "cpu"
+    return compute.device

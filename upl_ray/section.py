@@ -1,0 +1,44 @@
+"""What the parts of the configuration are made of: a frozen, typed section that refuses in sentences; two errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work: one sentence with the field, the value and the remedy."""
+
+
+class JobError(RuntimeError):
+    """A job that cannot go on: one sentence with the reason and the remedy; what is finished stays in storage."""
+
+
+def sentence(error: ValidationError, prefix: str = "") -> str:
+    """One line for every field that pydantic refused: where, what was given, what is wanted."""
+    lines = []
+    for e in error.errors():
+        field = ".".join(str(p) for p in (prefix, *e["loc"]) if p != "")
+        message = e["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
+        if e["type"] == "extra_forbidden":
+            message = "there is no such field; `--help` lists all fields"
+        elif e["type"] == "missing":
+            message = "this field is required"
+        elif isinstance(e["input"], str | int | float | bool):
+            message = f"{message}; it is {e['input']!r}"
+        message = message.rstrip(".")
+        lines.append(f"{field}: {message}." if field else f"{message}.")
+    return "\n".join(lines)
+
+
+class Section(BaseModel):
+    """Base of every part of the configuration: frozen, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise ConfigError(sentence(error)) from None
