@@ -1,9 +1,9 @@
-"""Embeds pictures on a Ray cluster with four CPUs and one GPU that is only declared; see test_pools.py.
+"""Embeds pictures on a Ray cluster with four CPUs and one T4 that is only declared; see test_pools.py.
 
 A process of its own, as the tests have another cluster. Prints one line of JSON: for each scenario the features'
 digests, the log and the error.
 
-usage: python fake_gpus.py FOLDER          with FOLDER/pictures and models FOLDER/m0, FOLDER/m1, ...
+usage: python fake_gpus.py FOLDER one_pass|too_few          with FOLDER/pictures and models FOLDER/m0, FOLDER/m1, ...
 """
 
 import hashlib
@@ -67,20 +67,23 @@ class Stranger:
         return True
 
 
-def main() -> None:
-    ray.init(
-        address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-    )
-    results = {
-        "one pass": scenario("one", 4),
-        "three passes": scenario("three", 3, backbones_per_gpu=1, pools={n: PoolOptions(gpus=1) for n in NAMES[:2]}),
-        "no such node": scenario("type", 1, pools={NAMES[0]: PoolOptions(accelerator_type="T4")}),
+def one_pass() -> dict[str, object]:
+    return {"one pass": scenario("one", 4)}
+
+
+def too_few() -> dict[str, object]:
+    bound = PoolOptions(gpus=1, accelerator_type="T4", label_selector={"zone": "in(a, b)"})
+    whole = {NAMES[0]: bound, NAMES[1]: PoolOptions(gpus=1)}
+    results: dict[str, object] = {
+        "three passes": scenario("three", 3, backbones_per_gpu=1, pools=whole),
+        "no such node": scenario("type", 1, pools={NAMES[0]: PoolOptions(accelerator_type="H100")}),
     }
     stranger = Stranger.remote()
     ray.get(stranger.here.remote())
-    results["held by others"] = scenario("held", 1, wait_for_resources_s=3)
-    print(json.dumps(results))
+    return results | {"held by others": scenario("held", 1, wait_for_resources_s=3)}
 
 
 if __name__ == "__main__":
-    main()
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init("local", num_cpus=4, num_gpus=1, resources={"accelerator_type:T4": 1}, labels={"zone": "a"}, **quiet)
+    print(json.dumps({"one_pass": one_pass, "too_few": too_few}[sys.argv[2]]()))

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What became of embedding with four backbones on four CPUs and one declared GPU."""
+    """What became of embedding with four backbones on four CPUs and one declared GPU, in two processes."""
     root, rng = tmp_path_factory.mktemp("fake_gpus"), np.random.default_rng(0)
     (root / "pictures").mkdir()
     for i in range(13):
@@ -34,11 +34,17 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         Image.fromarray(noise).save(root / "pictures" / f"{i:02d}.png")
     for i, side in enumerate((64, 96, 64, 128)):
         write_model(root / f"m{i}", {"image_size": side, "patch_size": 32}, seed=i)
-    command = [sys.executable, str(ROOT / "tests" / "fake_gpus.py"), str(root)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, str(ROOT / "tests" / "fake_gpus.py"), str(root)]
+    running = [
+        subprocess.Popen([*command, which], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for which in ("one_pass", "too_few")  # each mostly waits for actors to start, one after another
+    ]
+    found: dict[str, dict[str, Any]] = {}
+    for process in running:
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err
+        found |= json.loads(out.splitlines()[-1])
     return found
 
 
@@ -55,11 +61,12 @@ def test_pools_that_do_not_fit_at_once_take_passes_and_give_the_same_bits(scenar
     assert made["error"] == ""
     assert made["digests"] == {name: scenarios["one pass"]["digests"][name] for name in ("m0", "m1", "m2")}
     assert [" ".join(line.split()[1:5]) for line in made["log"][:3]] == [f"pass {i} of 3:" for i in (1, 2, 3)]
-    assert "several passes, as not all of these actors are sure to fit at once: 1 GPU(s) of 16 GiB" in made["log"][3]
+    assert "m0 1 actor of 1 GPU (cpu, T4, zone in(a, b))" in " ".join(made["log"])
+    assert "several passes, as not all of these actors are sure to fit at once: 1 GPU(s) of 15 GiB" in made["log"][3]
 
 
 def test_a_pool_that_no_node_serves_fails_at_once(scenarios: dict[str, dict[str, Any]]) -> None:
-    assert "'m0' needs a node with a GPU, accelerator_type 'T4'" in scenarios["no such node"]["error"]
+    assert "'m0' needs a node with a GPU, accelerator_type 'H100'" in scenarios["no such node"]["error"]
 
 
 def test_a_gpu_held_by_others_fails_in_time(scenarios: dict[str, dict[str, Any]]) -> None:
