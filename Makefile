@@ -1,7 +1,8 @@
 # Everything a fresh machine needs is Python 3.11-3.13, make and a package registry.
 #
 #   make demo           install, then run the main job on the embedded demo (ARGS="--train.epochs 10" adds overrides)
-#   make test           install with the developers' tools, then run the whole test suite (ARGS="-k top_k -x")
+#   make test           install with the developers' tools, then run the test suite (ARGS="-k top_k -x")
+#   make test-slow      the tests that kill jobs and wait for time-outs
 #   make lint           ruff and mypy
 #   make bench          the benchmarks (benchmarks/README.md), each with one line of JSON
 #   make demo-weights   train the demo's backbones again
@@ -11,7 +12,7 @@
 # PYTHON=/path/to/python chooses the interpreter; VENV=folder another place for the environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench demo-weights constraints clean
+.PHONY: help demo test test-slow lint bench demo-weights constraints clean
 .DELETE_ON_ERROR:
 
 VENV ?= .venv
@@ -33,7 +34,10 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python jobs/upl.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -44,6 +48,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.prompt_step $(ARGS)
 	$(VENV)/bin/python -m benchmarks.training
 	$(VENV)/bin/python -m benchmarks.memory
+	$(VENV)/bin/python -m benchmarks.selection
 
 demo-weights: $(VENV)/.installed
 	$(VENV)/bin/python -m upl_ray.demo.pretrain $(ARGS)

@@ -91,7 +91,7 @@ def test_what_an_actor_refuses_reaches_the_driver_as_one_sentence(cluster: None)
     configure_data(compute)
     pool = Pool(0.0, 0.0, 2**20, 1, "cpu", PoolOptions())
     with pytest.raises(JobError, match=r"^There is no GPU; do without\.$"), in_one_sentence(compute):
-        add_pool(ray.data.range(1), Refuses, (), pool).take_all()
+        add_pool(ray.data.range(1), Refuses, (), pool, 1).take_all()
 
 
 def test_decoding_is_not_fused_into_the_actors_of_the_first_pool(cluster: None) -> None:
@@ -101,7 +101,7 @@ def test_decoding_is_not_fused_into_the_actors_of_the_first_pool(cluster: None) 
 
     pool = Pool(1.0, 0.0, 2**20, 1, "cpu", PoolOptions())
     decoded = ray.data.range(4).map(lambda row: {"task": os.getpid()})
-    assert all(row["task"] != row["actor"] for row in add_pool(decoded, Actor, (), pool).take_all())
+    assert all(row["task"] != row["actor"] for row in add_pool(decoded, Actor, (), pool, 4).take_all())
 
 
 def test_nodes_are_read_from_ray(cluster: None) -> None:

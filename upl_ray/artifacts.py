@@ -57,6 +57,10 @@ class Store:
     def _target(self) -> tuple[pafs.FileSystem, str]:
         return open_filesystem(self.uri)
 
+    @cached_property
+    def _fsspec(self) -> fsspec.AbstractFileSystem:
+        return open_fsspec(self.uri)
+
     @property
     def is_local(self) -> bool:
         """True for a folder of this machine."""
@@ -102,9 +106,8 @@ class Store:
         if self.is_local:
             Path(self.path(name)).unlink(missing_ok=True)
         else:  # pyarrow would put a directory marker where the last file of a prefix was
-            fs, path = fsspec.core.url_to_fs(self.join(name))
             with suppress(FileNotFoundError):
-                fs.rm_file(path)
+                self._fsspec.rm_file(self.path(name))
 
     def read_json(self, name: str) -> Any:
         """Parsed JSON file."""
@@ -137,6 +140,19 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if isinstance(fs, pafs.S3FileSystem):
         fs = _tuned_s3(fs)
     return fs, path.rstrip("/")
+
+
+def open_fsspec(uri: str) -> fsspec.AbstractFileSystem:
+    """The same storage through fsspec, for what pyarrow does not do: tell ETags, delete without directory markers.
+
+    Paths in it are those of `open_filesystem`. Listings are not remembered: the next run must see what is new. In S3 an
+    address that does not answer is an error after half a minute; s3fs' own retries of botocore's take seven minutes.
+    """
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if uri.startswith(("s3://", "s3a://")):
+        once_more = {"mode": "standard", "max_attempts": 1}  # and all of it five times, by s3fs
+        options["config_kwargs"] = {"connect_timeout": 3, "read_timeout": 3, "retries": once_more}
+    return fsspec.core.url_to_fs(uri, **options)[0]
 
 
 def _tuned_s3(fs: pafs.S3FileSystem) -> pafs.S3FileSystem:

@@ -84,23 +84,30 @@ def _embed_pass(store: Store, pools: Pass, work: list[Shard], compute: Compute) 
     specs = [spec for spec, _ in pools]
     geometries = {s.geometry.key: s.geometry for s in specs}
     last_user = {s.geometry.key: s.name for s in specs}
-    span = compute.chunk_size * CHUNKS_PER_SPAN
-    spans = [
-        {"shard": s.id, "root": s.root, "listing": s.listing, "first": first, "last": min(first + span, s.rows)}
-        for s in work
-        for first in range(0, s.rows, span)
-    ]
+    most = max(pool.max_actors for _, pool in pools)
+    spans = cut_spans(work, compute.chunk_size, most)
     decoder = ChunkDecoder(store, list(geometries.values()), compute.chunk_size)
     dataset = ray.data.from_items(spans, override_num_blocks=min(len(spans), 4096)).flat_map(decoder)
     for spec, pool in pools:
         drop_pixels = last_user[spec.geometry.key] == spec.name
         arguments = (spec, f"features_{spec.name}", drop_pixels, pool.device, compute.chunk_size)
-        dataset = add_pool(dataset, Encoder, arguments, pool)
+        dataset = add_pool(dataset, Encoder, arguments, pool, len(spans))
     artifacts = {s.name: feature_artifact(store, s) for s in specs}
     write = partial(write_features, artifacts=artifacts)
     receipts = dataset.map_batches(write, batch_size=CHUNKS_PER_PART, batch_format="pandas")
     with in_one_sentence(compute):
         _commit(receipts.iter_rows(), artifacts, work)
+
+
+def cut_spans(shards: list[Shard], chunk_size: int, actors: int) -> list[Row]:
+    """What one decoding task each reads: some whole chunks of a shard, few where all actors are to get some."""
+    chunks = sum(-(-s.rows // chunk_size) for s in shards)
+    span = chunk_size * min(CHUNKS_PER_SPAN, max(1, chunks // (4 * actors)))
+    return [
+        {"shard": s.id, "root": s.root, "listing": s.listing, "first": first, "last": min(first + span, s.rows)}
+        for s in shards
+        for first in range(0, s.rows, span)
+    ]
 
 
 class ChunkDecoder:

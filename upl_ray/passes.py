@@ -207,7 +207,7 @@ def _gpu_demand(claim: Claim, nodes: Sequence[Node], compute: Compute, sharing: 
 
 
 def _on_cpus(claims: list[Claim], nodes: Sequence[Node], compute: Compute, alone: bool) -> list[Arrangement]:
-    """Actors with CPUs of their own beside two for decoding; on few CPUs one actor each, with none, beside tasks."""
+    """Actors with CPUs of their own beside two for decoding; on few CPUs beside tasks, with none."""
     needs = [memory(c.spec, compute.chunk_size, on_gpu=False).host for c in claims]
     space = Space("CPU", tuple((i, int(n.cpus)) for i, n in enumerate(nodes)), spare=DECODE_CPUS)
     asked = []
@@ -218,7 +218,11 @@ def _on_cpus(claims: list[Claim], nodes: Sequence[Node], compute: Compute, alone
     if space.holds(asked):
         return [(space, asked)]
     mib = [int(min(n.memory, 2**60) / 2**20) for n in nodes]
-    beside = [replace(c, demand=math.ceil(n / 2**20), limit=1) for c, n in zip(claims, needs, strict=True)]
+    each = max(1, int(min(sum(nodes[i].cpus for i in c.nodes) for c in claims)) // len(claims))
+    beside = [
+        replace(c, demand=math.ceil(n / 2**20), limit=_limit(c, each, compute))
+        for c, n in zip(claims, needs, strict=True)
+    ]
     if alone:
         beside = [replace(c, demand=min(c.demand, max(mib[i] for i in c.nodes))) for c in beside]
     space = Space("memory", tuple(enumerate(mib)))

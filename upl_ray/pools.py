@@ -18,6 +18,7 @@ from upl_ray.passes import Node, Pass, Pool, plan_passes
 
 log = logging.getLogger(__name__)
 
+BLOCK_BYTES = 2**25  # a few chunks of pixels: blocks of Ray's 128 MiB would leave actors waiting for their first
 ACCELERATOR = "accelerator_type:"  # prefix of the resource by which Ray names a node's accelerator
 
 
@@ -84,12 +85,18 @@ def resources(pool: Pool) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def add_pool(dataset: ray.data.Dataset, actor: type, arguments: tuple[Any, ...], pool: Pool) -> ray.data.Dataset:
-    """Map a dataset's rows with the actors of a pool."""
+def add_pool(
+    dataset: ray.data.Dataset, actor: type, arguments: tuple[Any, ...], pool: Pool, tasks: int
+) -> ray.data.Dataset:
+    """Map a dataset's rows, which so many tasks make, with the actors of a pool.
+
+    All actors of the plan start at once, since all surely fit; one is enough to go on when nodes are lost.
+    """
+    actors = min(pool.max_actors, tasks)
     return dataset.map(
         actor,
         fn_constructor_args=arguments,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.max_actors),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
         **resources(pool),
     )
 
@@ -121,6 +128,7 @@ def configure_data(compute: Compute) -> None:
     context = ray.data.DataContext.get_current()
     context.wait_for_min_actors_s = compute.wait_for_resources_s
     context.max_consecutive_actor_init_deaths = 3
+    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -12,11 +12,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import fsspec
 import pyarrow.fs as pafs
 from botocore.exceptions import BotoCoreError
 
-from upl_ray.artifacts import open_filesystem
+from upl_ray.artifacts import open_filesystem, open_fsspec
 from upl_ray.config import ConfigError
 from upl_ray.images import EXTENSIONS
 
@@ -103,8 +102,7 @@ def _split(uri: str) -> tuple[str, str, bool]:
 def file_version(uri: str) -> str:
     """Version of one file; raises as `list_files`."""
     if "://" in uri and not uri.startswith("file://"):
-        remote, _ = fsspec.core.url_to_fs(uri, use_listings_cache=False, skip_instance_cache=True)
-        return _version(remote.info(open_filesystem(uri)[1]))
+        return _version(open_fsspec(uri).info(open_filesystem(uri)[1]))
     fs, path = open_filesystem(uri)
     info = fs.get_file_info(path)
     if info.type != pafs.FileType.File:
@@ -124,8 +122,7 @@ def list_files(folder: str) -> dict[str, str]:
         infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
         files = [i for i in infos if i.type == pafs.FileType.File]
         return {i.path[len(root) :].lstrip("/"): f"{i.size}-{i.mtime_ns or 0}" for i in files}
-    # fsspec, since pyarrow does not tell ETags. Listings are not remembered: the next run must see what is new.
-    remote, _ = fsspec.core.url_to_fs(folder, use_listings_cache=False, skip_instance_cache=True)
+    remote = open_fsspec(folder)
     _, root = open_filesystem(folder)  # its reading of escapes in the address counts, since images are read through it
     details: dict[str, dict[str, Any]] = remote.find(root, detail=True, withdirs=False)
     if not details and not remote.exists(root):
