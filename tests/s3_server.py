@@ -39,6 +39,7 @@ class S3Server:
         self.process = subprocess.Popen(
             [sys.executable, __file__, str(log)],
             env={**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": free},
+            stdin=subprocess.PIPE,  # held open: its end tells the server that these tests have ended, however
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -50,7 +51,6 @@ class S3Server:
 
     def stop(self) -> None:
         """End the process."""
-        self.process.terminate()
         self.process.communicate(timeout=20)
 
     def environment(self) -> dict[str, str]:
@@ -137,14 +137,15 @@ class LoggedApp:
 
 
 def serve(log: Path) -> None:
-    """Serve S3 on a free port, which is printed, until the process is ended."""
+    """Serve S3 on a free port, which is printed, until standard input ends."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import make_server
 
     app = LoggedApp(DomainDispatcherApplication(create_backend_app), log)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.port, flush=True)
-    server.serve_forever()
+    sys.stdin.read()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -44,6 +44,8 @@ def test_what_each_access_costs(s3: S3Server, bucket: str) -> None:
         "listing": artifact.committed,
         "finish": artifact.finish,
         "finished": artifact.manifest,
+        "delete": lambda: artifact.store.delete(artifact.name("commits/a.json")),
+        "delete what is not there": lambda: artifact.store.delete("nothing"),
     }.items():
         before = len(s3.requests(bucket))
         access()
@@ -55,7 +57,11 @@ def test_what_each_access_costs(s3: S3Server, bucket: str) -> None:
         "listing": {"LIST": 1},
         "finish": {"PUT": 1},
         "finished": {"HEAD": 1, "GET": 1},  # pyarrow asks for the size first
+        "delete": {"DELETE": 1},
+        "delete what is not there": {"DELETE": 1},
     }
+    left = {"run/big", f"run/{artifact.name('manifest.json')}"}  # no marker where `commits/` was
+    assert set(s3.objects(bucket)) == left
 
 
 def test_large_files_come_back_and_nothing_else_is_left(s3: S3Server, bucket: str) -> None:
@@ -93,6 +99,8 @@ def test_prefixes_may_hold_any_character(s3: S3Server, bucket: str, prefix: str)
     (image_id,) = find(store.uri).files
     assert read_images(store.uri, one_row(image_id)) == [b"1"]
     assert Store(store.join("one")).names("") == ["a b ü#1.png"]
+    store.delete("one/a b ü#1.png")
+    assert s3.objects(bucket) == {}
 
 
 def test_bytes_are_stored_as_they_are_whatever_the_name(s3: S3Server, bucket: str) -> None:
@@ -200,12 +208,15 @@ def test_the_job_says_so_with_status_2(
 
 
 @pytest.mark.slow
-def test_a_silent_server_is_an_error_within_a_minute(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("access", [lambda uri: Store(uri).names("commits"), find], ids=["storage", "corpus"])
+def test_a_silent_server_is_an_error_within_a_minute(
+    access: Callable[[str], object], s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(100)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
-        with pytest.raises(OSError, match="Timeout"):
-            Store("s3://bucket/run").names("commits")
+        with pytest.raises((OSError, ConfigError), match=r"Timeout|Read timeout"):
+            access("s3://bucket/run")
         assert time.monotonic() - started < 60
