@@ -11,6 +11,7 @@ import ray
 import safetensors.torch
 import torch
 from s3_server import S3Server
+from worlds import SHORT, digit_world, job_config
 
 from upl_ray.backbones import resolve
 from upl_ray.clip_model import ClipModel
@@ -99,3 +100,17 @@ def cluster(s3: S3Server) -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def short_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighty digits, three bad files and twenty scored digits; never changed."""
+    return digit_world(tmp_path_factory.mktemp("short"), 8, 2)
+
+
+@pytest.fixture(scope="session")
+def short_run(cluster: None, short_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The short job on one node and local files, which runs elsewhere must equal; never changed."""
+    from upl_ray.pipeline import run
+
+    return run(job_config(short_world, tmp_path_factory.mktemp("short-run"), **SHORT))

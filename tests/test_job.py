@@ -99,6 +99,7 @@ def test_shards_and_groupings_do_not_change_the_contexts(first: dict[str, Any], 
     np.testing.assert_allclose(contexts(second["classifier"]), contexts(first["classifiers"]["upl"]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_run_into_another_storage_is_bitwise_equal(first: dict[str, Any], world: Path, tmp_path: Path) -> None:
     second = run(job_config(world, tmp_path, compute={"max_actors": 3}))
     for step in ("features", "pseudo_labels", "selection", "views", "members", "classifier"):
@@ -111,6 +112,7 @@ def test_the_same_run_into_another_storage_is_bitwise_equal(first: dict[str, Any
     assert np.array_equal(contexts(second["classifier"]), contexts(first["classifier"]))
 
 
+@pytest.mark.slow
 def test_members_on_ray_train_workers_equal_those_of_a_plain_trial(
     first: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_labels_change_scores_and_nothing_else(first: dict[str, Any], world: Pat
     assert first["scores"]["upl*"]["predictions"]["scored"]["accuracy"]["ensemble"] >= 0
 
 
+@pytest.mark.slow
 def test_new_changed_and_removed_images_cost_only_themselves(cluster: None, world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path / "world")
     small, storage = tmp_path / "world", tmp_path / "storage"
@@ -176,6 +179,7 @@ def test_too_many_bad_images_stop_the_job_with_their_reasons(first: dict[str, An
         run(config)
 
 
+@pytest.mark.slow
 def test_a_killed_job_resumes_and_ends_with_the_same_contexts(
     first: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:

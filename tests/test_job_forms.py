@@ -81,6 +81,7 @@ def labels_in_order(storage: Path | str, n: int, form: str) -> list[tuple[int, f
     return [(r["pseudo_label"], r["confidence"]) for r in rows]
 
 
+@pytest.mark.slow
 def test_dropped_features_cost_nothing_until_they_are_needed(cluster: None, world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "corpus", tmp_path / "world" / "corpus")
     short = SHORT | {"backbones": ["demo:vit_a", "demo:vit_b"]}

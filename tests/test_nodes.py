@@ -16,19 +16,10 @@ import numpy as np
 import pytest
 import yaml
 from s3_server import S3Server
-from worlds import committed_rows, contexts, digit_world, job_config
-
-from upl_ray.pipeline import run
+from worlds import SHORT, committed_rows, contexts, job_config
 
 ROOT = Path(__file__).parent.parent
-SHORT: dict[str, Any] = {
-    "backbones": ["demo:vit_a"],
-    "scored": {"uri": ""},
-    "label": {"top_k": 4, "max_rejected": 0.1},
-    "views": {"count": 2},
-    "train": {"members": 4, "epochs": 6, "checkpoint_every": 1},
-    "compute": {"shard_size": 10, "chunk_size": 2, "trials": 2, "max_actors": 2},
-}
+SPREAD = SHORT["compute"] | {"max_actors": 2}
 
 
 class Nodes:
@@ -88,14 +79,10 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_world(tmp_path_factory.mktemp("digits"), 8, 2)
-
-
-@pytest.fixture(scope="module")
-def bucket(s3: S3Server, world: Path) -> str:
+def bucket(s3: S3Server, short_world: Path) -> str:
     name = s3.create_bucket()
-    s3.upload(world / "corpus", name, "digits")
+    for part in ("corpus", "scored"):
+        s3.upload(short_world / part, name, part)
     return name
 
 
@@ -107,15 +94,9 @@ def nodes(s3: S3Server, tmp_path: Path) -> Iterator[Nodes]:
     cluster.stop()
 
 
-@pytest.fixture(scope="module")
-def alone(cluster: None, world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same job on one node and local files."""
-    return run(job_config(world, tmp_path_factory.mktemp("alone"), **SHORT))
-
-
-def section(bucket: str, storage: str, **sections: Any) -> dict[str, Any]:
-    corpus = {"uri": f"s3://{bucket}/digits", "labels": "folders"}
-    config = job_config(Path(), f"s3://{bucket}/{storage}", **{**SHORT, "corpus": corpus, **sections})
+def section(bucket: str, storage: str, compute: dict[str, Any] = SPREAD) -> dict[str, Any]:
+    sources = {n: {"uri": f"s3://{bucket}/{n}", "labels": "folders"} for n in ("corpus", "scored")}
+    config = job_config(Path(), f"s3://{bucket}/{storage}", **{**SHORT, **sources, "compute": compute})
     dumped: dict[str, Any] = config.model_dump(mode="json")
     return dumped
 
@@ -135,18 +116,18 @@ def wait_until(job: subprocess.Popen[str], folder: Path, happened: Callable[[], 
         time.sleep(0.05)
 
 
-def same_results(summary: dict[str, Any], alone: dict[str, Any]) -> None:
-    assert (summary["images"], summary["rejected"]) == (alone["images"], alone["rejected"])
-    assert np.array_equal(contexts(summary["classifier"]), contexts(alone["classifier"]))
-    ours, theirs = (committed_rows(r["storage"], r["predictions"].rpartition("/")[2]) for r in (summary, alone))
+def same_results(summary: dict[str, Any], short_run: dict[str, Any]) -> None:
+    assert (summary["images"], summary["rejected"]) == (short_run["images"], short_run["rejected"])
+    assert np.array_equal(contexts(summary["classifier"]), contexts(short_run["classifier"]))
+    ours, theirs = (committed_rows(r["storage"], r["predictions"].rpartition("/")[2]) for r in (summary, short_run))
     assert ours.equals(theirs)
 
 
 def test_work_spreads_over_the_nodes_and_gives_the_same_results(
-    nodes: Nodes, alone: dict[str, Any], bucket: str, tmp_path: Path
+    nodes: Nodes, short_run: dict[str, Any], bucket: str, tmp_path: Path
 ) -> None:
     summary = finish(nodes.start("upl", section(bucket, "spread"), tmp_path), tmp_path)
-    same_results(summary, alone)
+    same_results(summary, short_run)
     log = (tmp_path / "log").read_text()
     assert "4 CPUs, 0 GPUs, 3 node(s)" in log
     assert "2 node(s) are fit for work" in log
@@ -157,25 +138,25 @@ def test_work_spreads_over_the_nodes_and_gives_the_same_results(
 
 
 @pytest.mark.slow
-def test_nodes_killed_in_embedding_and_in_training_lose_nothing(
-    nodes: Nodes, alone: dict[str, Any], bucket: str, s3: S3Server, tmp_path: Path
+@pytest.mark.parametrize("folder", ["commits", "checkpoints"])
+def test_a_node_killed_in_embedding_or_in_training_loses_nothing(
+    nodes: Nodes, short_run: dict[str, Any], bucket: str, s3: S3Server, tmp_path: Path, folder: str
 ) -> None:
-    job = nodes.start("upl", section(bucket, "lossy"), tmp_path)
-    wait_until(job, tmp_path, lambda: any(k.startswith("lossy/features") for k in s3.objects(bucket)))
+    storage = f"lossy-{folder}"
+    job = nodes.start("upl", section(bucket, storage), tmp_path)
+    wait_until(job, tmp_path, lambda: any(k.startswith(storage) and f"/{folder}/" in k for k in s3.objects(bucket)))
     assert nodes.ask("lose") == "lost"
-    same_results(finish(job, tmp_path), alone)
+    same_results(finish(job, tmp_path), short_run)
 
 
 @pytest.mark.slow
 def test_a_job_whose_nodes_are_all_gone_gives_up_in_one_sentence(
     nodes: Nodes, bucket: str, s3: S3Server, tmp_path: Path
 ) -> None:
-    job = nodes.start(
-        "upl", section(bucket, "gone", compute={**SHORT["compute"], "wait_for_resources_s": 10}), tmp_path
-    )
+    job = nodes.start("upl", section(bucket, "gone", compute=SPREAD | {"wait_for_resources_s": 30}), tmp_path)
     wait_until(job, tmp_path, lambda: any(k.startswith("gone/features") for k in s3.objects(bucket)))
     nodes.ask("lose")
     nodes.ask("lose")
     out, _ = job.communicate(timeout=200)
     assert job.returncode == 1
-    assert "All nodes for work have been gone for compute.wait_for_resources_s = 10 s" in out.splitlines()[-1]
+    assert "All nodes for work have been gone for compute.wait_for_resources_s = 30 s" in out.splitlines()[-1]

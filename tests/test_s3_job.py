@@ -18,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 from s3_server import Request, S3Server, count
-from worlds import committed_rows, contexts, digit_world, job_config
+from worlds import SHORT, committed_rows, contexts, job_config
 
 from upl_ray.artifacts import Store
 from upl_ray.classifier import load_classifier
@@ -26,13 +26,6 @@ from upl_ray.config import Config
 from upl_ray.pipeline import run
 
 ROOT = Path(__file__).parent.parent
-SHORT: dict[str, Any] = {
-    "backbones": ["demo:vit_a"],
-    "label": {"top_k": 4, "max_rejected": 0.1},
-    "views": {"count": 2},
-    "train": {"members": 2, "epochs": 6, "checkpoint_every": 1},
-    "compute": {"shard_size": 10, "chunk_size": 2, "max_actors": 1, "trials": 1},
-}
 SHARDS = 11  # 83 images of the corpus and 20 scored ones, ten a shard
 
 
@@ -59,21 +52,11 @@ class Bucket:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return digit_world(tmp_path_factory.mktemp("digits"), 8, 2)
-
-
-@pytest.fixture(scope="module")
-def bucket(s3: S3Server, world: Path) -> Bucket:
+def bucket(s3: S3Server, short_world: Path) -> Bucket:
     name = s3.create_bucket()
     for part in ("corpus", "scored"):
-        s3.upload(world / part, name, f"digits/{part}")
+        s3.upload(short_world / part, name, f"digits/{part}")
     return Bucket(s3, name)
-
-
-@pytest.fixture(scope="module")
-def local(cluster: None, world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(job_config(world, tmp_path_factory.mktemp("local"), **SHORT))
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +83,19 @@ def start(config: Config, folder: Path, **environment: str) -> subprocess.Popen[
 
 
 def test_contexts_labels_and_predictions_equal_those_of_local_files(
-    local: dict[str, Any], finished: dict[str, Any], bucket: Bucket
+    short_run: dict[str, Any], finished: dict[str, Any], bucket: Bucket
 ) -> None:
     assert finished["status"] == "done"
-    assert np.array_equal(contexts(finished["classifier"]), contexts(local["classifier"]))
-    pairs = {p.name: p.name for step in ("features", "pseudo_labels") for p in Path(local["storage"]).glob(f"{step}-*")}
-    pairs[Path(local["predictions"]).name] = Path(finished["predictions"]).name  # their names tell the corpus, too
+    assert np.array_equal(contexts(finished["classifier"]), contexts(short_run["classifier"]))
+    pairs = {
+        p.name: p.name for step in ("features", "pseudo_labels") for p in Path(short_run["storage"]).glob(f"{step}-*")
+    }
+    pairs[Path(short_run["predictions"]).name] = Path(finished["predictions"]).name  # their names tell the corpus, too
     assert len(pairs) == 3
     for ours, theirs in pairs.items():
-        assert committed_rows(finished["storage"], theirs).equals(committed_rows(local["storage"], ours))
+        assert committed_rows(finished["storage"], theirs).equals(committed_rows(short_run["storage"], ours))
     same = ("images", "rejected", "starved_classes", "scores")
-    assert {k: finished[k] for k in same} == {k: local[k] for k in same}
+    assert {k: finished[k] for k in same} == {k: short_run[k] for k in same}
 
 
 def test_there_are_no_renames_no_deletions_and_no_directory_markers(finished: dict[str, Any], bucket: Bucket) -> None:
@@ -137,9 +122,11 @@ def test_a_run_with_nothing_new_needs_no_ray_and_few_requests(
     assert asked_for["GET"] <= 20 + 3 * SHARDS  # manifests; of each shard its images, rejections and predictions
 
 
-def test_the_classifier_loads_from_its_address(local: dict[str, Any], finished: dict[str, Any], world: Path) -> None:
-    images = [Image.open(p) for p in sorted((world / "scored").rglob("*.png"))]
-    assert load_classifier(finished["classifier"]).predict(images) == load_classifier(local["classifier"]).predict(
+def test_the_classifier_loads_from_its_address(
+    short_run: dict[str, Any], finished: dict[str, Any], short_world: Path
+) -> None:
+    images = [Image.open(p) for p in sorted((short_world / "scored").rglob("*.png"))]
+    assert load_classifier(finished["classifier"]).predict(images) == load_classifier(short_run["classifier"]).predict(
         images
     )
 
@@ -181,12 +168,12 @@ def test_a_job_killed_twice_ends_with_the_same_contexts_and_does_nothing_twice(
 
 
 def test_new_changed_and_removed_images_cost_only_themselves(
-    finished: dict[str, Any], bucket: Bucket, world: Path
+    finished: dict[str, Any], bucket: Bucket, short_world: Path
 ) -> None:
     """The last test: the images of the others are changed."""
     before, committed = len(bucket.requests()), set(bucket.written("run", "commits"))
     client, prefix = bucket.server.client(), "digits/corpus/"
-    extra = sorted((world / "all" / "corpus" / "nine").iterdir())[-3:]
+    extra = sorted((short_world / "all" / "corpus" / "nine").iterdir())[-3:]
     gone, changed = sorted(k for k in bucket.server.objects(bucket.name) if k.startswith(f"{prefix}five/"))[:2]
     new = {f"{prefix}nine/{extra[0].name}", f"{prefix}nine/ü b#.png", changed}
     for key, path in zip(sorted(new), extra, strict=True):

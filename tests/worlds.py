@@ -16,6 +16,15 @@ from upl_ray.demo.digits import CLASSNAMES, write_digits
 TEMPLATE = "a photo of the digit {}."
 BACKBONES = ("demo:vit_a", "demo:vit_b", "demo:rn")
 
+# The shortest run of the whole job that still has many shards, several checkpoints and two trials.
+SHORT: dict[str, Any] = {
+    "backbones": ["demo:vit_a"],
+    "label": {"top_k": 4, "max_rejected": 0.1},
+    "views": {"count": 2},
+    "train": {"members": 2, "epochs": 20, "checkpoint_every": 1},
+    "compute": {"shard_size": 10, "chunk_size": 2, "max_actors": 1, "trials": 2},
+}
+
 
 def digit_world(root: Path, corpus_per_class: int = 16, scored_per_class: int = 4) -> Path:
     """A corpus and a scored folder with the first digits of each class; in the corpus also three bad files."""
@@ -44,7 +53,7 @@ def job_config(world: Path, storage: Path | str, **sections: Any) -> Config:
         "label": {"top_k": 4, "max_rejected": 0.05},
         "views": {"count": 6},
         "train": {"members": 4, "epochs": 6, "checkpoint_every": 2},
-        "compute": {"shard_size": 60, "chunk_size": 16},
+        "compute": {"shard_size": 60, "chunk_size": 16, "max_actors": 2, "trials": 2},
     }
     for name, value in sections.items():
         data[name] = {**data[name], **value} if isinstance(value, dict) else value
