@@ -1,4 +1,4 @@
-"""What is wrong with Kubernetes objects: references, resources, rights, schedules and versions, beside their schemas."""
+"""What is wrong with Kubernetes objects: references, resources, rights, schedules, versions; and their schemas."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """JSON schemas of what deploy/kuberay uses of KubeRay and Kubernetes: an unknown field or a wrong type is an error.
 
 Names, types, enumerations and required fields are facts of KubeRay 1.6 (ray-operator/apis/ray/v1: rayjob_types.go,
-raycluster_types.go, raycronjob_types.go) and of the Kubernetes API (core/v1, batch/v1, rbac/v1). Fields that are not used
-are left out on purpose: add them here, with a look at the source, before using them.
+raycluster_types.go, raycronjob_types.go) and of the Kubernetes API (core/v1, batch/v1, rbac/v1). Fields that are not
+used are left out on purpose: add them here, with a look at the source, before using them.
 """
 
 from __future__ import annotations

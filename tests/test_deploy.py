@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from deploy_checks import PINS, created, problems, shortest_gap
+from deploy_checks import created, problems, shortest_gap
 from kustomized import Object, merged, put, render, selected
 
 from upl_ray.command_line import load_config
@@ -20,7 +20,6 @@ from upl_ray.command_line import load_config
 ROOT = Path(__file__).parents[1]
 KUBERAY = ROOT / "deploy" / "kuberay"
 FOLDERS = ("job", "raycronjob", "cronjob")
-SCRIPTS = "/home/ray/upl-ray/jobs"
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl")
 
@@ -163,20 +162,24 @@ def test_the_job_reads_its_configuration() -> None:
     assert config.storage_path == "s3://BUCKET/upl-run"
 
 
-@pytest.mark.parametrize("folder", ["raycronjob", "job"])
-def test_the_scripts_are_in_the_image(folder: str) -> None:
-    objects = render(KUBERAY / folder)
-    specs = [o["spec"].get("jobTemplate", o["spec"]) for o in objects if o["kind"].startswith("Ray")]
-    scripts = {Path(spec["entrypoint"].split()[1]) for spec in specs}
-    assert {s.parent for s in scripts} == {Path(SCRIPTS)}
-    assert {s.name for s in scripts} <= {"upl.py", "predict.py"}
-
-
-@pytest.mark.skipif(not (ROOT / "jobs" / "predict.py").exists(), reason="there is no jobs/predict.py yet")
-def test_the_nightly_script_is_there() -> None:
-    (nightly,) = (j for j in created(render(KUBERAY / "cronjob")) if j["metadata"]["name"] == "upl-nightly")
-    assert Path(nightly["spec"]["entrypoint"].split()[1]).name == "predict.py"
-    assert "usage: python jobs/predict.py CLASSIFIER" in (ROOT / "jobs" / "predict.py").read_text()
+@pytest.mark.parametrize(
+    ("name", "script", "arguments"),
+    [
+        ("upl-weekly", "upl.py", ["/home/ray/config/upl.yaml"]),
+        ("upl-nightly", "predict.py", ["s3://BUCKET/upl-run/classifier-000000000000", "s3://BUCKET/new"]),
+    ],
+)
+def test_the_scripts_are_in_the_image(name: str, script: str, arguments: list[str]) -> None:
+    (job,) = (j for j in created(render(KUBERAY / "cronjob")) if j["metadata"]["name"] == name)
+    (workdir,) = re.findall(r"^WORKDIR (.*)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    assert job["spec"]["entrypoint"].split() == ["python", f"{workdir}/jobs/{script}", *arguments]
+    if script == "predict.py" and not (ROOT / "jobs" / script).exists():
+        pytest.skip("there is no jobs/predict.py yet")
+    usage = {
+        "upl.py": r"usage: python jobs/upl\.py \[FILE",
+        "predict.py": r"usage: python jobs/predict\.py \W?CLASSIFIER",
+    }
+    assert re.search(usage[script], (ROOT / "jobs" / script).read_text())
 
 
 MANIFESTS = sorted([*KUBERAY.rglob("*.yaml"), ROOT / "deploy" / "aws" / "bucket-policy.json"])
