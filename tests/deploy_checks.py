@@ -73,7 +73,7 @@ def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
             yield f"{name} {group}", pod["template"]["spec"]
         yield f"{name} submitter", spec["submitterPodTemplate"]["spec"]
     for one in selected(objects, {"kind": "CronJob"}):
-        yield f"{one['metadata']['name']} follower", one["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        yield f"CronJob {one['metadata']['name']}", one["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
 def reference_problems(pod: str, spec: Object, objects: list[Object]) -> Iterator[str]:
@@ -112,8 +112,8 @@ def container_problems(pod: str, spec: Object) -> Iterator[str]:
 
 def amount(quantity: str) -> float:
     """A Kubernetes quantity as a number: CPUs or bytes."""
-    number, unit = re.fullmatch(r"([0-9]+)(.*)", quantity).groups()  # type: ignore[union-attr]
-    return float(number) * UNITS[unit]
+    number = quantity.rstrip("miGM")
+    return float(number) * UNITS[quantity.removeprefix(number)]
 
 
 def ray_problems(name: str, spec: Object, objects: list[Object]) -> Iterator[str]:

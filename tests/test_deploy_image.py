@@ -62,7 +62,7 @@ def values_of(data: Any, key: str) -> list[Any]:
         return [v for item in data for v in values_of(item, key)]
     if not isinstance(data, dict):
         return []
-    return [data[key]] * (key in data) + [v for item in data.values() for v in values_of(item, key)]
+    return ([data[key]] if key in data else []) + [v for item in data.values() for v in values_of(item, key)]
 
 
 def test_the_bucket_policy_gives_the_rights_that_the_readme_names() -> None:

@@ -67,7 +67,7 @@ NEW = ["patch", "create"]
         (["Retrying/FAILED"], 1, []),
         (["unreachable"], 1, []),
     ],
-    ids=",".join,
+    ids=lambda value: ",".join(value) if isinstance(value, list) else None,
 )
 def test_a_run_is_followed(follow: Follow, stages: list[str], status: int, asked: list[str]) -> None:
     returned, commands = follow(*stages)
