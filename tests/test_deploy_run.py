@@ -13,7 +13,8 @@ SCRIPT = Path(__file__).parents[1] / "deploy" / "kuberay" / "cronjob" / "run.sh"
 
 # Answers `get` with one line of a file after another; remembers what it was asked. It stands for the real kubectl.
 KUBECTL = """#!/bin/sh
-echo "$1 $3" >> "$LOG"
+echo "$1" >> "$LOG"
+[ "$1" = "$BROKEN" ] && exit 1
 [ "$1" = patch ] && { echo template; exit 0; }
 [ "$1" = create ] && { grep -q template; exit; }
 [ "$1" = get ] || exit 0
@@ -28,13 +29,14 @@ Follow = Callable[..., tuple[int, list[str]]]
 
 @pytest.fixture
 def follow(tmp_path: Path) -> Follow:
-    def run(*stages: str) -> tuple[int, list[str]]:
+    def run(*stages: str, broken: str = "") -> tuple[int, list[str]]:
         (tmp_path / "kubectl").write_text(KUBECTL)
         (tmp_path / "kubectl").chmod(0o755)
         (tmp_path / "stages").write_text("".join(f"{s}\n" for s in stages))
         environment = {
             "PATH": f"{tmp_path}:{os.environ['PATH']}",
             "INTERVAL_S": "0",
+            "BROKEN": broken,
             "LOG": str(tmp_path / "log"),
             "STAGES": str(tmp_path / "stages"),
         }
@@ -42,7 +44,7 @@ def follow(tmp_path: Path) -> Follow:
         done = subprocess.run(script, env=environment, capture_output=True, timeout=30, check=False)
         log = (tmp_path / "log").read_text().splitlines()
         assert (tmp_path / "stages").read_text() == ""  # it asked as often as expected
-        return done.returncode, [line.split()[0] for line in log if not line.startswith("get")]
+        return done.returncode, [command for command in log if command != "get"]
 
     return run
 
@@ -72,5 +74,11 @@ NEW = ["patch", "create"]
 def test_a_run_is_followed(follow: Follow, stages: list[str], status: int, asked: list[str]) -> None:
     returned, commands = follow(*stages)
     assert (returned, sorted(commands)) == (status, sorted(asked))
-    assert commands[:1] != ["create"]
     assert "delete" not in commands or commands[0] == "delete"
+
+
+@pytest.mark.parametrize("broken", ["delete", "patch", "create"])
+def test_a_step_that_fails_is_the_last(follow: Follow, broken: str) -> None:
+    status, commands = follow("Failed/FAILED", broken=broken)
+    assert status != 0
+    assert set(commands) == ({"delete"} if broken == "delete" else {"delete", *NEW})
