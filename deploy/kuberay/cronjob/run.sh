@@ -1,12 +1,12 @@
 #!/bin/sh
 # One scheduled run: create the RayJob of this name, follow it, and tell how it ended.
-#   sh run.sh NAME       needs kubectl, /etc/upl-rayjob/rayjob.yaml (the RayJob) and /etc/upl-schedule/NAME.yaml (changes)
+#   sh run.sh NAME       needs kubectl, /etc/upl-rayjob/rayjob.yaml and its changes, /etc/upl-schedule/NAME.yaml
 # Exit status 0 only if the Ray job SUCCEEDED: a job that was stopped is `Complete` for KubeRay, too.
 set -eu
 name=$1
 
-# Stages are `Deployment/Job`: empty if there is no such RayJob, `/` before KubeRay has seen it, at last `Complete/SUCCEEDED`.
-# A failed request is no answer and ends the run, but not while following.
+# `Deployment/Job`: empty if there is no such RayJob, `/` before KubeRay has seen it, in the end `Complete/SUCCEEDED`.
+# A request that fails is no answer: it ends the run, but not while following.
 stage() {
   kubectl get rayjob "$name" --ignore-not-found --output jsonpath='{.status.jobDeploymentStatus}/{.status.jobStatus}'
 }
