@@ -2,7 +2,8 @@
 
 python -m benchmarks.embed --folder photos/ --images 512
 
-Real photographs; RN50 with random weights at 224 px, and the demo's three backbones. The plain loop is one process
+Real photographs; RN50 with random weights at 224 px; RN50, RN101 and ViT-B-32 in one pass and in three; and so the
+demo's three backbones. The plain loop is one process
 with the same decoding and the same model, one thread for each core: read, decode, encode, chunk by chunk. Start-up
 (of Ray Data and of models in actors) is measured by embedding one image and is left out of both sides' rates: on a
 corpus it is seconds of hours. Rounds alternate between the sides.
@@ -39,15 +40,17 @@ from upl_ray.images import EXTENSIONS
 CHUNK = 32
 
 
-def rn50(folder: Path) -> ClipSpec:
-    """RN50 with random weights, as a folder that every worker can load."""
+def random_weights(architecture: str, root: Path) -> ClipSpec:
+    """A backbone with random weights, as a folder that every worker can load."""
     torch.manual_seed(0)
-    model = open_clip.create_model("RN50", load_weights=False)
-    config = {"model_cfg": open_clip.get_model_config("RN50"), "preprocess_cfg": {"size": 224}}
+    folder = root / architecture
+    folder.mkdir()
+    model = open_clip.create_model(architecture, load_weights=False)
+    config = {"model_cfg": open_clip.get_model_config(architecture), "preprocess_cfg": {"size": 224}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
     safetensors.torch.save_file(weights, folder / "open_clip_model.safetensors")
-    return resolve(Backbone(model=f"local-dir:{folder}", name="rn50"))
+    return resolve(Backbone(model=f"local-dir:{folder}", name=architecture))
 
 
 def pick(folder: Path, images: int, target: Path) -> Path:
@@ -121,27 +124,31 @@ def measure(name: str, specs: list[ClipSpec], photos: Path, few: Path, root: Pat
 
 
 def main() -> None:
-    """Print a row for RN50 and one for the demo's three."""
+    """Print a row for RN50, one for three backbones of its size and one for the demo's three."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="photographs, nested")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--demo-images", type=int, default=4096)
+    parser.add_argument("--only", choices=["one", "three", "demo"], help="one row instead of all")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "rn50").mkdir()
         few = pick(args.folder, 1, root / "few")
-        sides = [
-            ("RN50", [rn50(root / "rn50")], args.images),
-            ("demo: rn vit_a vit_b", [resolve(Backbone(model=f"demo:{n}")) for n in ("rn", "vit_a", "vit_b")], 0),
-        ]
+        real = [random_weights(name, root) for name in ("RN50", "RN101", "ViT-B-32")]
+        demo = [resolve(Backbone(model=f"demo:{name}")) for name in ("rn", "vit_a", "vit_b")]
+        sides = {
+            "one": (real[:1], args.images),
+            "three": (real, args.images),
+            "demo": (demo, args.demo_images),
+        }
         rows = []
-        for name, specs, images in sides:
-            photos = pick(args.folder, images or args.demo_images, root / name.partition(":")[0])
-            rows.append(measure(name, specs, photos, few, root, args.repeats))
+        for side, (specs, images) in sides.items():
+            if args.only in (None, side):
+                photos = pick(args.folder, images, root / side)
+                rows.append(measure(" ".join(s.name for s in specs), specs, photos, few, root, args.repeats))
     report("embed", rows, hardware=hardware("cpu"), torch=torch.__version__, ray=ray.__version__)
 
 

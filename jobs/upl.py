@@ -4,35 +4,23 @@ usage: python jobs/upl.py [FILE.yaml] [--field value ...]        without a file:
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 
-from upl_ray.command_line import load_config
-from upl_ray.config import ConfigError, JobError
+from upl_ray.command_line import load_config, run_job
 
 
 def main() -> int:
     """Exit status: 0 when everything asked for is in storage, 2 when the configuration cannot work, 1 otherwise."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("upl_ray").setLevel(logging.INFO)
-    try:
-        config = load_config(sys.argv[1:], default=Path(__file__).parent / "demo.yaml")
-        from upl_ray.pipeline import run  # torch and Ray take seconds to import; a wrong field is told before
-        from upl_ray.summary import headline, results_table
+    config = load_config(sys.argv[1:], default=Path(__file__).parent / "demo.yaml")
+    from upl_ray.pipeline import run  # torch and Ray take seconds to import; a wrong field is told before
+    from upl_ray.summary import headline, results_table
 
-        summary = run(config)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        print(json.dumps({"status": "failed", "error": str(error)}))
-        return 1
+    summary = run(config)
     print(results_table(summary))
     print(json.dumps(headline(summary)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job(main))

@@ -12,11 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "upl_ray"
 MODULES = sorted(PACKAGE.glob("*.py"))
-WITH_RAY = {"embed", "encode_text", "pools", "label", "selection", "views", "train", "pipeline"}
+WITH_RAY = {"embed", "encode_text", "pools", "label", "selection", "views", "train", "telemetry"}
+WITH_RAY |= {"ray_cluster", "preflight", "pipeline"}
 WITHOUT_TORCH = (
     *("config", "schema", "artifacts", "images", "pseudo_labels", "metrics"),
     *("corpus", "sources", "archives", "manifests", "reading", "clip_spec", "progress", "score", "summary"),
-    *("estimate", "speeds", "workload", "section", "footprint", "passes"),
+    *("estimate", "speeds", "workload", "section", "footprint", "passes", "trials"),
+    *("predict_config", "command_line", "drift", "predictions", "rejected"),
 )
 
 

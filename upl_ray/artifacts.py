@@ -233,13 +233,19 @@ class Artifact:
 
 def provenance() -> dict[str, Any]:
     """Library versions, command line and time: recorded for people, never part of a fingerprint."""
-    packages = ("upl-ray", "ray", "torch", "open_clip_torch", "pyarrow", "numpy", "pillow")
+    found = versions()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "python": platform.python_version(),
-        "versions": {p: _version(p) for p in packages},
+        "python": found.pop("python"),
+        "versions": found,
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that decide about results; None where a package is not installed."""
+    packages = ("upl-ray", "ray", "torch", "open_clip_torch", "pyarrow", "numpy", "pillow")
+    return {"python": platform.python_version(), **{p: _version(p) for p in packages}}
 
 
 def _version(package: str) -> str | None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from upl_ray.backbones import resolve
 from upl_ray.clip_model import ClipModel
-from upl_ray.config import Backbone
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Backbone, ConfigError
 from upl_ray.ensemble import Ensemble, load_ensemble
 from upl_ray.images import Geometry, center_crop
 
@@ -50,18 +51,24 @@ def load_classifier(uri: str, backbone: Backbone | None = None) -> Classifier:
 
     Raises:
         FileNotFoundError: there is no classifier under `uri`.
-        ConfigError: the image encoder cannot be found.
-        ValueError: its weights are not those that the prompts were learned for.
+        ConfigError: the image encoder cannot be found, or its weights are not those that the prompts were learned for.
     """
     ensemble = load_ensemble(uri)
+    return Classifier(ensemble, ClipModel(classifier_spec(ensemble, backbone)))
+
+
+def classifier_spec(ensemble: Ensemble, backbone: Backbone | None = None) -> ClipSpec:
+    """The image encoder that an ensemble's prompts were learned for, found on this machine.
+
+    Raises:
+        ConfigError: it cannot be found, or its weights are not those that the prompts were learned for.
+    """
     spec = resolve(backbone or Backbone(**ensemble.metadata["backbone"]))
     if spec.weights_sha256 != ensemble.metadata["weights_sha256"]:
-        raise ValueError(
-            f"The weights of {spec.backbone.model} differ from those the classifier was made with; "
-            f"give the right ones as `backbone`."
+        raise ConfigError(
+            f"The weights of {spec.backbone.model} differ from those the classifier was made with; give the right ones."
         )
     about = ensemble.metadata  # activation and preprocessing too are those the prompts were learned with
     preprocess = dict(about["preprocess"])
     mean, std = tuple(preprocess.pop("mean")), tuple(preprocess.pop("std"))
-    spec = replace(spec, quick_gelu=about["quick_gelu"], geometry=Geometry(**preprocess), mean=mean, std=std)
-    return Classifier(ensemble, ClipModel(spec))
+    return replace(spec, quick_gelu=about["quick_gelu"], geometry=Geometry(**preprocess), mean=mean, std=std)

@@ -1,46 +1,99 @@
-"""Reads a configuration: a YAML file, then typed overrides from the command line."""
+"""The command line of the jobs: a YAML file, then typed overrides; errors as one sentence and an exit status."""
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 import yaml
 from pydantic import ValidationError
 
-from upl_ray.config import Config, ConfigError, sentence
+from upl_ray.config import Config
+from upl_ray.predict_config import Predict
+from upl_ray.section import ConfigError, JobError, Section, sentence
+
+Job = TypeVar("Job", bound=Section)
+
+
+def run_job(job: Callable[[], int]) -> int:
+    """Run a job's body with its log on the terminal.
+
+    Returns:
+        What the body returns; 2 where the configuration cannot work, 1 where the job cannot go on.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("upl_ray").setLevel(logging.INFO)
+    try:
+        return job()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        print(json.dumps({"status": "failed", "error": str(error)}))
+        return 1
 
 
 def load_config(args: list[str], default: Path) -> Config:
-    """Read `[FILE.yaml] [--field value ...]`; without a file, `default`.
+    """Read `[FILE.yaml] [--field value ...]` of the main job; without a file, `default`.
 
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or a field in it is refused.
         SystemExit: status 2 where a command-line option is refused, 0 after `--help`.
     """
-    path, rest = (Path(args[0]), args[1:]) if args and not args[0].startswith("-") else (default, args)
+    path, rest = _file_first(args, default)
+    return _override(Config, _read_yaml(path, default), path.name, rest)
+
+
+def load_predict(args: list[str], default: Path) -> Predict:
+    """Read `CLASSIFIER CORPUS [--field value ...]` or `[FILE.yaml] [--field value ...]` of the nightly job.
+
+    Raises:
+        ConfigError, SystemExit: see `load_config`.
+    """
+    places = args[:2]
+    if len(places) == 2 and not any(p.startswith("-") for p in places):
+        data = {"classifier": places[0], "corpus": {"uri": places[1]}}
+        return _override(Predict, data, "CLASSIFIER CORPUS", args[2:])
+    path, rest = _file_first(args, default)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{str(path)!r} alone is not enough; name a classifier and a corpus, or one YAML file.")
+    return _override(Predict, _read_yaml(path, default), path.name, rest)
+
+
+def _file_first(args: list[str], default: Path) -> tuple[Path, list[str]]:
+    return (Path(args[0]), args[1:]) if args and not args[0].startswith("-") else (default, args)
+
+
+def _read_yaml(path: Path, example: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"The configuration file {str(path)!r} does not exist; name a YAML file such as {default}.")
+        raise ConfigError(f"The configuration file {str(path)!r} does not exist; name a YAML file such as {example}.")
     try:
         data = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(data, dict) or not all(isinstance(k, str) for k in _keys(data)):
-        raise ConfigError(f"{path} holds no `field: value` pairs; start from {default}.")
+        raise ConfigError(f"{path} holds no `field: value` pairs; start from {example}.")
+    return data
+
+
+def _override(model: type[Job], data: dict[str, Any], name: str, args: list[str]) -> Job:
     try:
-        config = Config.model_validate(data)
+        config = model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {sentence(error)}") from None
+        raise ConfigError(f"{name}: {sentence(error)}") from None
     return tyro.cli(
-        Config,
+        model,
         default=config,
         config=(tyro.conf.FlagConversionOff,),
-        args=rest,
+        args=args,
         prog=f"{Path(sys.argv[0]).name} [CONFIG.yaml]",
-        description=f"{Config.__doc__} Values shown are those of {path.name}.",
+        description=f"{model.__doc__} Values shown are those of {name}.",
     )
 
 

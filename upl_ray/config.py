@@ -193,6 +193,9 @@ class Compute(Section):
         "share of half of the machine's. Members, then classes are processed in turn to stay below.",
     )
     gpus_per_trial: float | None = Field(None, ge=0, description="GPUs of one trial worker; None: 1 if there are any.")
+    request: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="Resources that an autoscaling cluster is asked for before work starts: `{GPU: 4}`."
+    )
     wait_for_resources_s: int = Field(
         600, ge=1, description="Longest wait for actors or nodes before the job fails [seconds]."
     )

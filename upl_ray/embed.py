@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -24,7 +25,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from upl_ray import images
+from upl_ray import images, telemetry
 from upl_ray.artifacts import Artifact, Store
 from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
@@ -55,10 +56,11 @@ class Encoder:
 
     def __call__(self, row: Row) -> Row:
         """[n, H, W, 3] uint8 pixels -> [n, D] half-precision features, at most `batch` images in one call."""
-        key = self.clip.spec.geometry.key
+        key, started = self.clip.spec.geometry.key, time.monotonic()
         slices = [row[key][i : i + self.batch] for i in range(0, len(row[key]), self.batch)]
-        kept = {k: v for k, v in row.items() if not (self.drop_pixels and k == key)}
-        return {**kept, self.output: np.concatenate([self.clip.encode_crops(s) for s in slices])}
+        features = np.concatenate([self.clip.encode_crops(s) for s in slices])
+        telemetry.encoded(self.clip.spec.name, len(features), time.monotonic() - started)
+        return {k: v for k, v in row.items() if not (self.drop_pixels and k == key)} | {self.output: features}
 
 
 def embed(corpora: list[Corpus], specs: list[ClipSpec], compute: Compute, needed: dict[str, set[str]]) -> None:
@@ -120,8 +122,10 @@ class ChunkDecoder:
         """One row for each chunk; a bad image keeps its place with black pixels and a reason."""
         listing = self.store.read_table(span["listing"])
         for first in range(span["first"], span["last"], self.chunk_size):
-            chunk = listing.slice(first, min(self.chunk_size, span["last"] - first))
-            yield {"shard": span["shard"], "first": first, **decode_chunk(span["root"], chunk, self.geometries)}
+            rows = listing.slice(first, min(self.chunk_size, span["last"] - first))
+            chunk = decode_chunk(span["root"], rows, self.geometries)
+            telemetry.rejected([reason for reason in chunk["reasons"] if reason])
+            yield {"shard": span["shard"], "first": first, **chunk}
 
 
 def decode_chunk(root: str, listing: pa.Table, geometries: list[Geometry]) -> Row:

@@ -12,6 +12,7 @@ from upl_ray.classnames import check_classnames
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Config, ConfigError
 from upl_ray.corpus import Corpus, list_corpus
+from upl_ray.section import Section
 from upl_ray.text_encoder import prompt_tokens
 from upl_ray.zero_shot import fill_template
 
@@ -50,17 +51,8 @@ def prepare(config: Config) -> Inputs:
     Raises:
         ConfigError: storage cannot be written, no images, bad class names, a model that is not found or does not fit.
     """
-    path = config.storage_path
-    if "?" in path:
-        raise ConfigError(f"storage_path {path!r} has options behind `?`; set them in the environment (AWS_...).")
-    store = Store(path if "://" in path else str(Path(path).expanduser().resolve()))
     classnames = None if config.classnames == "folders" else read_classnames(config.classnames)
-    try:
-        store.write_json("config.json", config.model_dump(mode="json"))
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(
-            f"storage_path {config.storage_path!r} cannot be written ({error}); check it and its access."
-        ) from None
+    store = open_storage(config.storage_path, "config.json", config)
     corpus = list_corpus(store, config.corpus, config.compute.shard_size)
     scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored.uris else None
     classnames = classnames or folder_names(corpus)
@@ -71,6 +63,22 @@ def prepare(config: Config) -> Inputs:
         _check_prompts(spec, fill_template(config.template, classnames))
     log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
     return Inputs(config, store, classnames, corpus, scored, specs)
+
+
+def open_storage(path: str, name: str, config: Section) -> Store:
+    """The folder of all results; that it can be written is seen by writing the configuration into it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    if "?" in path:
+        raise ConfigError(f"storage_path {path!r} has options behind `?`; set them in the environment (AWS_...).")
+    store = Store(path if "://" in path else str(Path(path).expanduser().resolve()))
+    try:
+        store.write_json(name, config.model_dump(mode="json"))
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"storage_path {path!r} cannot be written ({error}); check it and its access.") from None
+    return store
 
 
 def _check_prompts(spec: ClipSpec, prompts: list[str]) -> None:

@@ -9,7 +9,7 @@ Everything a task needs is in storage, everything it makes goes there; only coun
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,20 @@ import ray
 import torch
 from torch import Tensor
 
-from upl_ray import pseudo_labels, schema
+from upl_ray import drift, pseudo_labels, schema
 from upl_ray.artifacts import Artifact, Store, fingerprint
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute
 from upl_ray.corpus import Corpus, Shard
-from upl_ray.ensemble import load_ensemble
+from upl_ray.ensemble import Ensemble, load_ensemble
 from upl_ray.features import feature_artifact, read_features, rejected_of
 from upl_ray.pools import configure_data
 from upl_ray.progress import Progress
 from upl_ray.text_features import read_text_features, text_artifact
 from upl_ray.zero_shot import fill_template, probabilities
 
-VERSION = 1  # raise when the same features give other pseudo-labels or predictions
+VERSION = 1  # raise when the same features give other pseudo-labels
+Facts = dict[str, Any]  # what a commit says beside its parts
 ROWS_AT_ONCE = 512  # rows whose logits are held together: 512 x 16 members x 1,000 classes are 32 MB
 
 
@@ -55,7 +56,7 @@ def pseudo_label(
     labelers = sorted(labelers, key=lambda s: s.name)  # a fixed order, so that the same labelers sum alike
     artifact = pseudo_label_artifact(store, labelers, classnames, template)
     inputs = [(feature_artifact(store, s), text_artifact(store, s, classnames, template)) for s in labelers]
-    _each_shard("labels", corpora, artifact, lambda shard: fuse_shard(shard, inputs), compute)
+    _each_shard("labels", corpora, artifact, lambda shard: (fuse_shard(shard, inputs), {}), compute)
     if artifact.manifest() is None:
         artifact.finish(labelers=[s.name for s in labelers], classnames=list(classnames), template=template)
     return artifact
@@ -66,7 +67,7 @@ def fuse_shard(shard: Shard, inputs: list[tuple[Artifact, Artifact]]) -> pa.Tabl
     ids, probs = [], []
     rejected = {i for features, _ in inputs for i in rejected_of(features, shard)}  # by any of the labelers
     for features, text in inputs:
-        text_features, logit_scale = read_text_features(text)
+        text_features, logit_scale = _text_features(text)
         labeler_ids, image_features = read_features(features, shard, rejected)
         classify = partial(probabilities, text_features=text_features, logit_scale=logit_scale)
         ids.append(labeler_ids)
@@ -85,40 +86,24 @@ def fuse_shard(shard: Shard, inputs: list[tuple[Artifact, Artifact]]) -> pa.Tabl
     return pa.table(columns, schema=schema.PSEUDO_LABELS)
 
 
-def prediction_artifact(store: Store, classifier: Artifact, spec: ClipSpec) -> Artifact:
-    """Where the predictions of a classifier lie, for all corpora."""
-    upstream = [classifier.fingerprint, feature_artifact(store, spec).fingerprint]
-    return Artifact(store, "predictions", fingerprint({"version": VERSION, "upstream": upstream}))
+def predict(corpora: list[Corpus], artifact: Artifact, classifier: Artifact, spec: ClipSpec, compute: Compute) -> None:
+    """Classify every shard that is not classified yet from the target's cached features, and commit its figures."""
+    features = feature_artifact(artifact.store, spec)
+
+    def work(shard: Shard) -> tuple[pa.Table, Facts]:
+        table = predict_shard(shard, features, classifier.uri)
+        return table, {"figures": drift.figures_of(table, shard.rows - len(shard.removed))}
+
+    _each_shard("predictions", corpora, artifact, work, compute)
 
 
-def predict(
-    corpora: list[Corpus], classifier: Artifact, spec: ClipSpec, rejected: dict[str, str], compute: Compute
-) -> Artifact:
-    """Classify every shard that is not classified yet from the target's cached features.
-
-    The manifest lists the files that hold the predictions of the first corpus as it is now; its `rejected` images
-    (id -> reason) are written beside them.
-    """
-    store = corpora[0].artifact.store
-    artifact = prediction_artifact(store, classifier, spec)
-    features = feature_artifact(store, spec)
-    _each_shard("predictions", corpora, artifact, lambda shard: predict_shard(shard, features, classifier.uri), compute)
-    commits = artifact.read_commits(s.state for s in corpora[0].shards)
-    parts = [p for c in commits for p in c["parts"]]
-    store.write_table(artifact.name("rejected.parquet"), rejected_table(rejected))
-    artifact.finish(classifier=classifier.folder, images=sum(c["rows"] for c in commits), parts=parts)
-    return artifact
-
-
-def rejected_table(rejected: dict[str, str]) -> pa.Table:
-    """Images that could not be read, with their reasons: rows of `schema.REJECTED`."""
-    rows = [{"image_id": i, "reason": r} for i, r in sorted(rejected.items())]
-    return pa.Table.from_pylist(rows, schema=schema.REJECTED)
+_ensemble = lru_cache(maxsize=2)(load_ensemble)  # one task after another in the same process needs the same one
+_text_features = lru_cache(maxsize=16)(read_text_features)
 
 
 def predict_shard(shard: Shard, features: Artifact, classifier_uri: str) -> pa.Table:
     """Label, class name and confidence of each image: rows of `schema.PREDICTIONS`."""
-    ensemble = load_ensemble(classifier_uri)
+    ensemble: Ensemble = _ensemble(classifier_uri)
     ids, image_features = read_features(features, shard)
     label, confidence = pseudo_labels.assign(
         _in_slices(image_features, ensemble.probabilities, len(ensemble.classnames))
@@ -146,8 +131,13 @@ def unfinished(corpora: list[Corpus], artifact: Artifact) -> list[Shard]:
 
 
 def _each_shard(
-    step: str, corpora: list[Corpus], artifact: Artifact, work: Callable[[Shard], pa.Table], compute: Compute
+    step: str,
+    corpora: list[Corpus],
+    artifact: Artifact,
+    work: Callable[[Shard], tuple[pa.Table, Facts]],
+    compute: Compute,
 ) -> None:
+    """Do, write and commit what is missing, a task a shard; `work` gives a shard's rows and facts for its commit."""
     todo = unfinished(corpora, artifact)
     if not todo:
         return
@@ -156,8 +146,9 @@ def _each_shard(
     def process(row: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(1)
         shard = todo[row["index"]]
-        table = work(shard)
-        artifact.commit(shard.state, parts=[artifact.write_part(shard.state, table)], rows=table.num_rows)
+        table, facts = work(shard)
+        part = artifact.write_part(shard.state, table)
+        artifact.commit(shard.state, parts=[part], rows=table.num_rows, **facts)
         return {"rows": shard.rows}
 
     progress = Progress(step, sum(s.rows for s in todo), "images")

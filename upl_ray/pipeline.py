@@ -6,9 +6,7 @@ corpus -> features -> text -> labels -> selection -> views -> members -> classif
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections import Counter
 from typing import Any
 
 import ray
@@ -17,17 +15,20 @@ import torch
 from upl_ray import label, score, train
 from upl_ray.artifacts import Artifact, fingerprint
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Config, JobError
-from upl_ray.corpus import Corpus
+from upl_ray.config import Config
 from upl_ray.embed import embed
 from upl_ray.encode_text import encode_classnames
 from upl_ray.ensemble import FILE, ensemble_bytes
-from upl_ray.features import drop_features, feature_artifact, rejected_images
+from upl_ray.features import drop_features, feature_artifact
 from upl_ray.forecast import forecast
 from upl_ray.inputs import Inputs, prepare
 from upl_ray.members import read_members, unfinished_members
 from upl_ray.plan import Chain, needed_features, plan_chain, present_features
+from upl_ray.predictions import publish
+from upl_ray.preflight import preflight
 from upl_ray.progress import duration
+from upl_ray.ray_cluster import RayCluster
+from upl_ray.rejected import by_reason, check_rejected, find_rejected
 from upl_ray.selection import select
 from upl_ray.views import make_views
 
@@ -45,16 +46,18 @@ def run(config: Config) -> dict[str, Any]:
     """
     started = time.monotonic()
     inputs = prepare(config)
-    before = _Work()
+    specs = list(inputs.specs.values())
+    cluster = RayCluster(config.compute, lambda: preflight(inputs.store, inputs.corpora, specs, config.compute))
     chains: dict[str, Chain] = {v: plan_chain(inputs, v) for v in config.variants}
-    rejected = _embed(inputs, chains, before)
-    for variant, chain in chains.items():
-        _learn(inputs, variant, chain, rejected, before)
+    with cluster.watched():
+        rejected = _embed(inputs, chains, cluster)
+        for variant, chain in chains.items():
+            _learn(inputs, variant, chain, rejected, cluster)
     scores = _score(inputs, chains)
     _drop(inputs)
     first = chains[config.variants[0]]
     summary = {
-        "status": "done" if before.any else "already done",
+        "status": "done" if cluster.used else "already done",
         "seconds": round(time.monotonic() - started, 1),
         "storage": inputs.store.uri,
         "classifier": first.classifier.uri,
@@ -63,7 +66,7 @@ def run(config: Config) -> dict[str, Any]:
         "target": inputs.target.name,
         "images": inputs.corpus.images,
         "rejected": len(rejected),
-        "rejected_by_reason": rejected_by_reason(rejected),
+        "rejected_by_reason": by_reason(rejected),
         "starved_classes": scores[config.variants[0]]["selection"]["starved"],
         "scores": scores,
     }
@@ -72,44 +75,14 @@ def run(config: Config) -> dict[str, Any]:
     return summary
 
 
-class _Work:
-    """Starts Ray at the first step that has something to do."""
-
-    def __init__(self) -> None:
-        self.any = False
-
-    def start(self, config: Config) -> None:
-        self.any = True
-        if ray.is_initialized():
-            return
-        address = config.compute.ray_address or os.environ.get("RAY_ADDRESS") or "local"
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local = address == "local"
-        if local:  # Ray's own log files keep what is not shown here
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        level = logging.ERROR if local else logging.WARNING
-        ray.init(
-            address=address, logging_level=level, log_to_driver=not local, include_dashboard=False if local else None
-        )
-        resources = ray.cluster_resources()
-        log.info("%-12s %g CPUs, %g GPUs", "ray", resources.get("CPU", 0), resources.get("GPU", 0))
-        if not resources.get("CPU"):
-            raise JobError(
-                "The cluster has no CPU for work; start at least one worker node (min_workers: 1) before the job."
-            )
-        nodes = sum(n["Alive"] for n in ray.nodes())
-        if nodes > 1 and "://" not in config.storage_path:
-            log.warning("storage_path %s is local: all %d nodes must share it", config.storage_path, nodes)
-
-
-def _embed(inputs: Inputs, chains: dict[str, Chain], work: _Work) -> dict[str, str]:
+def _embed(inputs: Inputs, chains: dict[str, Chain], cluster: RayCluster) -> dict[str, str]:
     """Features that are needed; returns those images of the corpus that could not be read, with their reasons."""
     specs = list(inputs.specs.values())
     needed = needed_features(inputs, chains)
     if present_features(inputs, needed):
         log.info("%-12s already there: %d backbone(s), %d shard(s)", "features", len(specs), len(inputs.corpus.shards))
     else:
-        work.start(inputs.config)
+        cluster.start()
         for line in forecast(inputs, needed, ray.cluster_resources()):
             log.info("%-12s %s", "estimate", line)
         embed(inputs.corpora, specs, inputs.config.compute, needed)
@@ -117,58 +90,30 @@ def _embed(inputs: Inputs, chains: dict[str, Chain], work: _Work) -> dict[str, s
         artifact = feature_artifact(inputs.store, spec)
         if artifact.manifest() is None:
             artifact.finish(backbone=spec.backbone.model_dump(), identity=spec.identity())
-    found = [_rejected(inputs, corpus) for corpus in inputs.corpora]
+    found = [find_rejected([feature_artifact(inputs.store, s) for s in specs], corpus) for corpus in inputs.corpora]
     for corpus, rejected in zip(inputs.corpora, found, strict=True):
-        _check_rejected(inputs, corpus, rejected)
+        check_rejected(inputs.store, corpus, rejected, "label.max_rejected", inputs.config.label.max_rejected)
     return found[0]
 
 
-def _rejected(inputs: Inputs, corpus: Corpus) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for spec in inputs.specs.values():
-        found |= rejected_images(feature_artifact(inputs.store, spec), corpus.shards)
-    return found
-
-
-def _check_rejected(inputs: Inputs, corpus: Corpus, rejected: dict[str, str]) -> None:
-    if not rejected:
-        return
-    share = len(rejected) / corpus.images
-    reasons = ", ".join(f"{n} {reason}" for reason, n in rejected_by_reason(rejected).items())
-    log.warning("%-12s %d images of %s (%.2f %%): %s", "rejected", len(rejected), corpus.name, 100 * share, reasons)
-    if share > inputs.config.label.max_rejected:
-        inputs.store.write_table("rejected.parquet", label.rejected_table(rejected))
-        first = "; ".join(f"{i}: {r}" for i, r in sorted(rejected.items())[:3])
-        raise JobError(
-            f"{len(rejected)} of {corpus.images} images under {corpus.name} are unreadable, more than "
-            f"label.max_rejected = {inputs.config.label.max_rejected}; mend them or raise it. "
-            f"All are in {inputs.store.join('rejected.parquet')}; the first: {first}."
-        )
-
-
-def rejected_by_reason(rejected: dict[str, str]) -> dict[str, int]:
-    """How many images were rejected for each kind of reason, the most frequent first; details are left out."""
-    return dict(Counter(reason.partition(":")[0] for reason in rejected.values()).most_common())
-
-
-def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str], work: _Work) -> None:
+def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str], cluster: RayCluster) -> None:
     """Everything between features and predictions for one variant."""
     config, compute = inputs.config, inputs.config.compute
     classnames, template, target = inputs.classnames, inputs.config.template, inputs.target
     labelers = inputs.labelers(variant)
     log.info("%-12s %s: labeled by %s, learned for %s", "variant", variant, _names(labelers), target.name)
     if any(t.manifest() is None for t in chain.texts):
-        work.start(config)
+        cluster.start()
         encode_classnames(inputs.store, labelers, classnames, template, compute)
     if label.unfinished(inputs.corpora, chain.pseudo):
-        work.start(config)
+        cluster.start()
     label.pseudo_label(inputs.corpora, labelers, classnames, template, compute)
-    _select(inputs, chain, work)
+    _select(inputs, chain, cluster)
     if chain.views.manifest() is None:
-        work.start(config)
+        cluster.start()
         make_views(inputs.corpus, chain.selection, target, config.views, compute)
     if unfinished_members(chain.members, config.train):
-        work.start(config)
+        cluster.start()
     if chain.members.manifest() is None or unfinished_members(chain.members, config.train):
         task = train.Task(chain.members, chain.selection, chain.views, target, classnames, config.train, compute)
         train.train_members(task)
@@ -176,8 +121,9 @@ def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str],
         log.info("%-12s already there: %d members of %s", "training", config.train.members, variant)
     _export(inputs, variant, chain)
     if label.unfinished(inputs.corpora, chain.predictions):
-        work.start(config)
-    label.predict(inputs.corpora, chain.classifier, target, rejected, compute)
+        cluster.start()
+    label.predict(inputs.corpora, chain.predictions, chain.classifier, target, compute)
+    publish(chain.predictions, inputs.corpus, rejected, chain.classifier)
 
 
 def _drop(inputs: Inputs) -> None:
@@ -195,11 +141,11 @@ def _names(specs: list[ClipSpec]) -> str:
     return ", ".join(s.name for s in specs)
 
 
-def _select(inputs: Inputs, chain: Chain, work: _Work) -> None:
+def _select(inputs: Inputs, chain: Chain, cluster: RayCluster) -> None:
     """The top-K of every class, and a word about classes that got nothing."""
     k, n_classes = inputs.config.label.top_k, len(inputs.classnames)
     if chain.selection.manifest() is None:
-        work.start(inputs.config)
+        cluster.start()
         select(chain.selection, inputs.corpus, chain.pseudo, k, n_classes, inputs.config.compute)
     manifest = chain.selection.manifest()
     assert manifest is not None

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from upl_ray.artifacts import Artifact, fingerprint
 from upl_ray.features import feature_artifact
 from upl_ray.inputs import Inputs
-from upl_ray.label import prediction_artifact, pseudo_label_artifact, unfinished
+from upl_ray.label import pseudo_label_artifact, unfinished
 from upl_ray.members import member_artifact
+from upl_ray.predictions import prediction_artifact
 from upl_ray.selection import selection_artifact
 from upl_ray.text_features import text_artifact
 from upl_ray.views import view_artifact
@@ -52,7 +53,7 @@ def plan_chain(inputs: Inputs, variant: str) -> Chain:
         views=views,
         members=members,
         classifier=classifier,
-        predictions=prediction_artifact(store, classifier, inputs.target),
+        predictions=prediction_artifact(inputs.corpus, classifier, inputs.target),
     )
 
 

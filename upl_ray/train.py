@@ -15,33 +15,35 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import ray
 import ray.train
 import torch
 from ray import tune
 from ray.train.torch import TorchTrainer
+from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from upl_ray import telemetry
 from upl_ray.artifacts import Artifact
 from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute, JobError, Train
 from upl_ray.members import finish_members, read_checkpoint, unfinished_members, write_checkpoints, write_members
 from upl_ray.passes import device_of
+from upl_ray.pools import cluster_nodes
 from upl_ray.progress import Progress
 from upl_ray.prompt_learner import PromptLearner
 from upl_ray.text_encoder import TextEncoder
+from upl_ray.trials import plan_trials
 from upl_ray.views import read_views
 
 log = logging.getLogger(__name__)
 
 TRIAL_DRIVER_CPU = 0.01  # of a trial that only waits for its Ray Train workers; Tune refuses 0
-TRAIN_WORKER_CPU = 0.9  # leaves room for the trial's driver: whole CPUs for all workers would wait for ever
 REPORT_INTERVAL_S = 1.0  # between two reports of a trial to Tune, each of which waits for the driver
 Report = Callable[[dict[str, Any]], None]
 
@@ -66,27 +68,6 @@ class Task:
         return {"classnames": self.classnames, "weights_sha256": self.spec.weights_sha256, "recipe": recipe}
 
 
-def plan_trials(
-    members: Sequence[int], cluster: dict[str, float], compute: Compute
-) -> tuple[list[list[int]], dict[str, float]]:
-    """Split the members into as many groups as can run at once, and say what one worker of a group takes."""
-    gpus_each = compute.gpus_per_trial
-    if gpus_each is None:
-        gpus_each = 1.0 if cluster.get("GPU", 0) >= 1 else 0.0
-    slots = int(cluster.get("GPU", 0) / gpus_each if gpus_each else cluster.get("CPU", 1))
-    workers = compute.workers_per_trial
-    if workers > max(slots, 1):
-        kind = f"{gpus_each:g} GPU(s)" if gpus_each else "1 CPU"
-        raise JobError(
-            f"compute.workers_per_trial is {workers}, but the cluster has room for {slots} workers of {kind} each; "
-            f"lower it or add nodes."
-        )
-    trials = min(compute.trials or len(members), max(1, slots // workers), len(members))
-    groups = [list(members[i::trials]) for i in range(trials)]
-    cpus = 1.0 if workers == 1 else TRAIN_WORKER_CPU
-    return groups, {"CPU": cpus, "GPU": gpus_each} if gpus_each else {"CPU": cpus}
-
-
 def train_members(task: Task) -> Artifact:
     """Train the members that are missing in storage.
 
@@ -96,7 +77,7 @@ def train_members(task: Task) -> Artifact:
     artifact, recipe, compute = task.artifact, task.recipe, task.compute
     todo = unfinished_members(artifact, recipe)
     if todo:
-        groups, resources = plan_trials(todo, ray.cluster_resources(), compute)
+        groups, resources = plan_trials(todo, cluster_nodes(), compute)
         log.info("%-12s %d members in %d concurrent trial(s) of %d", "training", len(todo), len(groups), len(groups[0]))
         _run_trials(replace(task, resources=resources, trials=len(groups)), groups)
     missing = unfinished_members(artifact, recipe)
@@ -114,7 +95,7 @@ def _run_trials(task: Task, groups: list[list[int]]) -> None:
         if task.compute.workers_per_trial > 1
         else {k.lower(): v for k, v in resources.items()}
     )
-    progress = TrialProgress(task.recipe.epochs, sum(map(len, groups)))
+    progress = TrialProgress(task.recipe.epochs, sum(map(len, groups)), task.compute.wait_for_resources_s)
     with _records() as folder:
         tuner = tune.Tuner(
             tune.with_resources(partial(run_trial, task), own),
@@ -128,6 +109,8 @@ def _run_trials(task: Task, groups: list[list[int]]) -> None:
             ),
         )
         results = tuner.fit()
+    if progress.starved:
+        raise JobError(progress.starved)
     progress.progress.finish()
     if results.errors:
         raise RuntimeError(f"{len(results.errors)} of {len(groups)} trials failed; the first: {results.errors[0]}")
@@ -143,12 +126,25 @@ def _records() -> tempfile.TemporaryDirectory[str]:
 
 
 class TrialProgress(tune.Callback):
-    """Counts finished epochs of all members on the driver, and says once how trials do their steps."""
+    """Counts finished epochs of all members on the driver, says once how trials do their steps, and loses patience."""
 
-    def __init__(self, epochs: int, members: int) -> None:
+    def __init__(self, epochs: int, members: int, patience_s: float) -> None:
         self.progress = Progress("training", epochs * members, "epochs")
         self.seen: dict[str, int] = {}
         self.plans: set[str] = set()
+        self.starved = ""  # why no trial could run
+        self._patience_s, self._last_running = patience_s, time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called by Tune again and again; stops it when no trial has found room for too long."""
+        if any(t.status != Trial.PENDING for t in trials):
+            self._last_running = time.monotonic()
+        elif time.monotonic() - self._last_running > self._patience_s and not self.starved:
+            self.starved = (
+                f"No trial found room within compute.wait_for_resources_s = {self._patience_s} s, as others hold the "
+                f"cluster's CPUs or GPUs; free them, add nodes or wait longer, and run the job again."
+            )
+            raise JobError(self.starved)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -240,6 +236,7 @@ def _train_epochs(
     for epoch in range(start, recipe.epochs):
         for history, loss in zip(losses, learner.train_epoch(epoch), strict=True):
             history.append(loss)
+        telemetry.trained(learner.members, [history[-1] for history in losses])
         done += len(learner.members)
         last = epoch + 1 == recipe.epochs
         if last:

@@ -1,0 +1,135 @@
+"""The nightly job on a real Ray cluster: only new images cost anything, and their drift is seen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds import committed_rows, digit_world, folders, job_config
+
+from upl_ray.command_line import load_predict
+from upl_ray.config import ConfigError, JobError, Source
+from upl_ray.demo.digits import CLASSNAMES
+from upl_ray.pipeline import run as train
+from upl_ray.predict import run
+from upl_ray.predict_config import Drift, Predict
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digit_world(tmp_path_factory.mktemp("digits"), 8, 2)
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: None, world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    short = {"backbones": ["demo:vit_a"], "scored": {"uri": ""}, "train": {"members": 2, "epochs": 1}}
+    return train(job_config(world, tmp_path_factory.mktemp("run"), label={"top_k": 4, "max_rejected": 0.1}, **short))
+
+
+def job(trained: dict[str, Any], folder: Path, **fields: Any) -> Predict:
+    compute = {"shard_size": 60, "chunk_size": 16, "max_actors": 1}
+    source = {"uri": str(folder)}
+    data = {"classifier": trained["storage"], "corpus": source, "max_rejected": 0.1, "compute": compute}
+    return Predict.model_validate(data | fields)
+
+
+def test_the_corpus_of_the_training_is_labeled_already(trained: dict[str, Any], world: Path) -> None:
+    summary = run(job(trained, world / "corpus"))
+    assert summary["status"] == "already done"
+    assert summary["predictions"] == trained["predictions"]
+    assert (summary["images"], summary["new"], summary["rejected"]) == (80, 0, 3)
+
+
+def test_a_growing_folder_costs_its_new_images_and_drift_is_an_alert(
+    trained: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    folder, storage = tmp_path / "camera", tmp_path / "storage"
+    shutil.copytree(world / "scored", folder)
+    limits = {"min_images": 10, "max_class_shift": 0.2}
+    first = run(job(trained, folder, storage_path=str(storage), drift=limits))
+    assert (first["status"], first["images"], first["new"], first["growth"]) == ("done", 20, 20, None)
+    again = run(job(trained, folder, storage_path=str(storage), drift=limits))
+    assert (again["status"], again["new"], again["alerts"]) == ("already done", 0, [])
+    for path in sorted((world / "all" / "corpus" / "one").iterdir())[:16]:
+        shutil.copy(path, folder / f"tonight-{path.name}")
+    before = committed_rows(storage, folders(storage, "features")[0]).num_rows
+    grown = run(job(trained, folder, storage_path=str(storage), drift=limits))
+    assert committed_rows(storage, folders(storage, "features")[0]).num_rows == before + 16
+    assert (grown["images"], grown["new"]) == (36, 16)
+    rows = committed_rows(storage, Path(grown["predictions"]).name).to_pylist()
+    old = [r["label"] for r in rows if not r["image_id"].startswith("tonight")]
+    new = [r["label"] for r in rows if r["image_id"].startswith("tonight")]
+    shares = [(new.count(c) / 16, old.count(c) / 20) for c in range(10)]
+    assert grown["growth"]["class_shift"] == pytest.approx(sum(abs(n - o) for n, o in shares) / 2)
+    most = max(range(10), key=lambda c: abs(shares[c][0] - shares[c][1]))
+    assert grown["growth"]["most_changed"][0]["classname"] == CLASSNAMES[most]
+    assert any("max_class_shift is 0.2" in a for a in grown["alerts"])
+    still = run(job(trained, folder, storage_path=str(storage), drift=limits))
+    assert (still["status"], still["new"]) == ("already done", 0)
+    assert still["alerts"] == grown["alerts"]  # a scheduler that missed it sees it again
+    assert len(list(Path(grown["predictions"]).glob("growth/*.json"))) == 1
+
+
+def test_features_that_are_not_kept_are_made_for_new_images_only(
+    trained: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    folder, storage = tmp_path / "camera", tmp_path / "storage"
+    shutil.copytree(world / "scored", folder)
+    fields = {"storage_path": str(storage), "keep_features": "none"}
+    kept = run(job(trained, world / "scored", storage_path=str(tmp_path / "kept")))
+    run(job(trained, folder, **fields))
+    features = storage / folders(storage, "features")[0]
+    assert not list((features / "parts").iterdir())
+    again = run(job(trained, folder, **fields))
+    assert again["status"] == "already done"
+    ours, theirs = (committed_rows(s["storage"], Path(s["predictions"]).name) for s in (again, kept))
+    assert ours.equals(theirs)
+
+
+def test_bad_images_above_the_limit_stop_the_job(trained: dict[str, Any], world: Path) -> None:
+    with pytest.raises(JobError, match=r"3 of 83 images .* more than max_rejected = 0.01"):
+        run(job(trained, world / "corpus", max_rejected=0.01))
+
+
+@pytest.mark.parametrize("place", ["nowhere", "."])
+def test_a_classifier_that_is_not_there_is_refused(place: str, world: Path, tmp_path: Path) -> None:
+    missing = Predict(classifier=str(tmp_path / place), corpus=Source(uri=str(world / "scored")))
+    with pytest.raises(ConfigError, match=r"There is no classifier at .*finished run's storage"):
+        run(missing)
+
+
+def test_other_weights_are_refused(trained: dict[str, Any], world: Path) -> None:
+    with pytest.raises(ConfigError, match=r"weights of .* differ from those the classifier was made with"):
+        run(job(trained, world / "scored", model="demo:vit_b"))
+
+
+def test_both_ways_to_name_the_places_are_the_same(tmp_path: Path) -> None:
+    (tmp_path / "night.yaml").write_text("{classifier: a, corpus: {uri: b}, drift: {fail: true}}")
+    by_file = load_predict([str(tmp_path / "night.yaml")], tmp_path)
+    assert load_predict(["a", "b", "--drift.fail", "True"], tmp_path) == by_file
+    assert by_file.drift == Drift(fail=True)
+    with pytest.raises(ConfigError, match="'a' alone is not enough"):
+        load_predict(["a"], tmp_path)
+
+
+def test_an_alert_can_be_an_exit_status(trained: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained["storage"], tmp_path / "run")
+    predictions = tmp_path / "run" / Path(trained["predictions"]).name
+    manifest = json.loads((predictions / "manifest.json").read_text())
+    drift = {"images": 200, "class_shift": 0.9, "class_shift_by_chance": 0.1, "confidence_rise": 0, "rejected_rise": 0}
+    manifest["growth"] = {"time": "2026-01-01T00:00:00+00:00", "figures": {"images": 200}, "drift": drift}
+    (predictions / "manifest.json").write_text(json.dumps(manifest))
+    command = [sys.executable, "jobs/predict.py", str(tmp_path / "run"), str(world / "corpus"), "--max-rejected", "0.1"]
+    quiet, loud = (
+        subprocess.run([*command, "--drift.fail", fail], cwd=ROOT, capture_output=True, text=True, check=False)
+        for fail in ("False", "True")
+    )
+    assert (quiet.returncode, loud.returncode) == (0, 1), quiet.stderr + loud.stderr
+    assert quiet.stdout.splitlines()[-1].count("of the new images are in other classes") == 1

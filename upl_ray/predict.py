@@ -1,0 +1,149 @@
+"""The nightly job: a finished classifier labels a growing corpus; only new and changed images cost anything.
+
+corpus -> features of one backbone -> predictions -> figures of the new images beside all before
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from upl_ray import drift, label
+from upl_ray.artifacts import Artifact, Store
+from upl_ray.classifier import classifier_spec
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Backbone, ConfigError
+from upl_ray.corpus import Corpus, list_corpus
+from upl_ray.embed import embed
+from upl_ray.ensemble import FILE, Ensemble, load_ensemble
+from upl_ray.features import drop_features, feature_artifact, missing_shards
+from upl_ray.inputs import open_storage
+from upl_ray.predict_config import Predict
+from upl_ray.predictions import prediction_artifact, publish
+from upl_ray.preflight import preflight
+from upl_ray.progress import duration
+from upl_ray.ray_cluster import RayCluster
+from upl_ray.rejected import by_reason, check_rejected, find_rejected
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A configuration that was checked against the world."""
+
+    corpus: Corpus
+    spec: ClipSpec
+    classifier: Artifact
+    features: Artifact
+    predictions: Artifact
+
+    @property
+    def store(self) -> Store:
+        """Where features and predictions lie."""
+        return self.corpus.artifact.store
+
+
+def run(job: Predict) -> dict[str, Any]:
+    """Label what is new, and return a summary.
+
+    Raises:
+        ConfigError: the configuration cannot work; nothing was started.
+        JobError: too many images are unreadable, or work was lost; what is finished stays in storage.
+    """
+    started = time.monotonic()
+    inputs = prepare(job)
+    corpus, spec, compute = inputs.corpus, inputs.spec, job.compute
+    cluster = RayCluster(compute, lambda: preflight(inputs.store, [corpus], [spec], compute))
+    before = inputs.predictions.manifest()
+    with cluster.watched():
+        rejected = _embed(inputs, job, cluster)
+        if label.unfinished([corpus], inputs.predictions):
+            cluster.start()
+        label.predict([corpus], inputs.predictions, inputs.classifier, spec, compute)
+    manifest = publish(inputs.predictions, corpus, rejected, inputs.classifier)
+    if job.keep_features == "none":
+        drop_features(inputs.features, corpus.shards)
+    seconds = time.monotonic() - started
+    summary = summarize(inputs, job, manifest, before) | {"seconds": round(seconds, 1)}
+    summary |= {"status": "done" if cluster.used else "already done", "rejected_by_reason": by_reason(rejected)}
+    log.info("%-12s %s in %s", "job", summary["status"], duration(seconds))
+    return summary
+
+
+def prepare(job: Predict) -> Inputs:
+    """Find the classifier, its image encoder and the images, before work starts.
+
+    Raises:
+        ConfigError: one of them is not found or does not fit, or the storage cannot be written.
+    """
+    classifier, ensemble = find_classifier(job.classifier)
+    about = Backbone(**ensemble.metadata["backbone"])
+    changes = {k: v for k, v in {"model": job.model, "pretrained": job.pretrained}.items() if v}
+    spec = classifier_spec(ensemble, about.model_copy(update={"name": about.label, **changes}))
+    store = open_storage(job.storage_path or classifier.store.uri, "predict.json", job)
+    corpus = list_corpus(store, job.corpus, job.compute.shard_size)
+    log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
+    log.info("%-12s %s, %d classes", "classifier", classifier.uri, len(ensemble.classnames))
+    return Inputs(
+        corpus, spec, classifier, feature_artifact(store, spec), prediction_artifact(corpus, classifier, spec)
+    )
+
+
+def find_classifier(uri: str) -> tuple[Artifact, Ensemble]:
+    """A classifier by its folder, or the newest one of a run's storage.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    folder = uri.rstrip("/")
+    try:
+        store = Store(folder)
+        if FILE not in store.names(""):
+            folder = store.join(store.read_json("run.json")["classifier"].rpartition("/")[2])
+        ensemble = load_ensemble(folder)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ConfigError(
+            f"There is no classifier at {uri!r} ({error}); name a classifier's folder or a finished run's storage."
+        ) from None
+    parent, _, name = folder.rpartition("/")
+    step, _, identity = name.rpartition("-")
+    return Artifact(Store(parent or "."), step, identity), ensemble
+
+
+def _embed(inputs: Inputs, job: Predict, cluster: RayCluster) -> dict[str, str]:
+    """Features that are needed; returns the images that could not be read, with their reasons."""
+    needed = inputs.corpus.shards
+    if job.keep_features == "none":
+        needed = tuple(label.unfinished([inputs.corpus], inputs.predictions))
+    ids = missing_shards(inputs.features, needed)
+    if ids:
+        cluster.start()
+        embed([inputs.corpus], [inputs.spec], job.compute, {inputs.spec.name: ids})
+    if inputs.features.manifest() is None:
+        inputs.features.finish(backbone=inputs.spec.backbone.model_dump(), identity=inputs.spec.identity())
+    rejected = find_rejected([inputs.features], inputs.corpus)
+    check_rejected(inputs.store, inputs.corpus, rejected, "max_rejected", job.max_rejected)
+    return rejected
+
+
+def summarize(inputs: Inputs, job: Predict, manifest: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """What a program wants to know of a run: places, counts, figures of all images, drift of the newest, alerts."""
+    growth = manifest["growth"]
+    grown = growth is not None and growth != (before or {}).get("growth")
+    alerts = drift.alerts(growth["drift"], job.drift) if growth else []
+    for alert in alerts:
+        log.warning("%-12s %s", "drift", alert)
+    return {
+        "storage": inputs.store.uri,
+        "classifier": inputs.classifier.uri,
+        "predictions": inputs.predictions.uri,
+        "images": manifest["images"],
+        "new": (growth["figures"]["images"] if grown else 0) if before else manifest["images"],
+        "rejected": manifest["rejected"],
+        **{f"mean_{name}": value for name, value in drift.means(manifest["figures"]).items()},
+        "growth": growth and {"time": growth["time"], **growth["drift"]},
+        "alerts": alerts,
+    }

@@ -1,0 +1,147 @@
+"""What can go wrong on the cluster's nodes, looked at within seconds on each of them before work starts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from upl_ray.artifacts import Store, versions
+from upl_ray.backbones import resolve
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Compute, ConfigError, JobError
+from upl_ray.corpus import Corpus
+from upl_ray.progress import duration
+from upl_ray.reading import read_images
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 4  # images of each corpus that a node reads
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the driver sees, and each node is to see as well."""
+
+    store: Store
+    token: str
+    samples: list[tuple[str, pa.Table]]  # (root, some rows of schema.LISTING) of each corpus
+    specs: list[ClipSpec]
+    versions: dict[str, str | None]
+    code: str
+
+
+def preflight(store: Store, corpora: list[Corpus], specs: list[ClipSpec], compute: Compute) -> None:
+    """Look at every node of a cluster that this process has not started itself.
+
+    Raises:
+        ConfigError: a node has other versions, cannot reach storage, images or weights, or torch does not see its GPUs;
+            a line for each, with the remedy.
+        JobError: a node does not answer in time.
+    """
+    started = time.monotonic()
+    samples = [(c.shards[0].root, c.listing(c.shards[0]).slice(0, SAMPLE)) for c in corpora]
+    expected = Expected(store, uuid.uuid4().hex, samples, specs, versions(), code_digest())
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+    asked = {
+        _look.options(  # no CPU of its own: a busy node answers, too
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
+        ).remote(expected, i, bool(n["Resources"].get("GPU")) and compute.device != "cpu"): (i, n)
+        for i, n in enumerate(nodes)
+    }
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=compute.wait_for_resources_s)
+    if late:
+        names = ", ".join(asked[task][1]["NodeManagerHostname"] for task in late)
+        raise JobError(
+            f"{len(late)} node(s) do not answer within compute.wait_for_resources_s = {compute.wait_for_resources_s} s "
+            f"({names}); look at them, or wait longer where they must first download weights."
+        )
+    problems: list[str] = []
+    for task in done:
+        i, node = asked[task]
+        try:
+            found = ray.get(task) + ([] if _arrived(expected, i) else [_elsewhere(store)])
+        except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
+            log.warning("%-12s a node went away: %s", "preflight", node["NodeManagerHostname"])
+            continue
+        problems += [f"Node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {p}" for p in found]
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    log.info("%-12s %d node(s) are fit for work, %s", "preflight", len(done), duration(time.monotonic() - started))
+
+
+def _arrived(expected: Expected, index: int) -> bool:
+    """Whether what a node has written is found from here: it is no storage otherwise."""
+    try:
+        return bool(expected.store.read_json(f"preflight/{index}.json") == {"token": expected.token})
+    except FileNotFoundError:
+        return False
+
+
+def _elsewhere(store: Store) -> str:
+    return f"what it writes to {store.uri} is not found from the driver; use object storage or a shared folder."
+
+
+@ray.remote(max_retries=0)
+def _look(expected: Expected, index: int, gpu: bool) -> list[str]:
+    """What is wrong on this node, in sentences."""
+    return [
+        *unlike(expected.versions, versions(), expected.code, code_digest()),
+        *_storage(expected, index),
+        *(problem for root, rows in expected.samples for problem in _images(root, rows)),
+        *(problem for spec in expected.specs for problem in _weights(spec)),
+        *([] if not gpu or torch.cuda.is_available() else ["torch sees no GPU; check its driver and torch's build."]),
+    ]
+
+
+def unlike(
+    there: dict[str, str | None], here: dict[str, str | None], code_there: str = "", code_here: str = ""
+) -> list[str]:
+    """How the software of a node (here) differs from the driver's (there)."""
+    other = [f"{p} {here[p]} instead of {v}" for p, v in there.items() if v and here.get(p) and here[p] != v]
+    found = [f"it has {', '.join(other)}; install the driver's versions (constraints.txt)."] if other else []
+    if code_there != code_here:
+        found.append("its upl_ray is not the driver's; install the same, or submit with --working-dir.")
+    return found
+
+
+def code_digest() -> str:
+    """Identity of the package's own source, whether it was installed or came with the job."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _storage(expected: Expected, index: int) -> list[str]:
+    try:
+        expected.store.write_json(f"preflight/{index}.json", {"token": expected.token})
+    except (OSError, ImportError) as error:
+        return [f"it cannot write to {expected.store.uri} ({error}); give it the rights and the variables (AWS_...)."]
+    return []
+
+
+def _images(root: str, rows: pa.Table) -> list[str]:
+    try:
+        read_images(root, rows)
+    except (OSError, RuntimeError, ImportError) as error:
+        return [f"it cannot read the images: {error}"]
+    return []
+
+
+def _weights(spec: ClipSpec) -> list[str]:
+    try:
+        found = resolve(spec.backbone)
+    except (ConfigError, OSError) as error:
+        return [f"the weights of {spec.name} are not there: {error}"]
+    if found.weights_sha256 != spec.weights_sha256:
+        return [f"the weights of {spec.name} differ from the driver's; copy the same file to all nodes."]
+    return []

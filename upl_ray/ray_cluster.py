@@ -1,0 +1,128 @@
+"""The Ray cluster of a run: joined or started at the first step with work to do, waited for, checked and watched."""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from upl_ray.config import Compute, JobError
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0  # between two looks at the nodes while waiting for them
+WATCH_S = 5.0  # between two looks while work is under way
+
+
+class RayCluster:
+    """Joins Ray at the first step that has something to do, or starts it on this machine.
+
+    Args:
+        compute: what to join, what to ask for, how long to wait.
+        preflight: looks at the nodes of a cluster that was joined; they may be unlike this machine.
+    """
+
+    def __init__(self, compute: Compute, preflight: Callable[[], None]) -> None:
+        self.compute, self.preflight = compute, preflight
+        self.used = False
+        self._lost = ""  # why the watch has interrupted the work
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        """Join or start the cluster, unless that was done before; wait for a joined one's nodes and look at them.
+
+        Raises:
+            JobError: no node for work came up in time.
+            ConfigError: a node is not fit for the work.
+        """
+        self.used = True
+        if ray.is_initialized():
+            return
+        address = self.compute.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        local = address == "local"
+        if local:  # Ray's own log files keep what is not shown here
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        level = logging.ERROR if local else logging.WARNING
+        ray.init(
+            address=address, logging_level=level, log_to_driver=not local, include_dashboard=False if local else None
+        )
+        wait_for_resources(self.compute)
+        resources, nodes = ray.cluster_resources(), sum(n["Alive"] for n in ray.nodes())
+        log.info("%-12s %g CPUs, %g GPUs, %d node(s)", "ray", resources.get("CPU", 0), resources.get("GPU", 0), nodes)
+        if not local:
+            self.preflight()
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Give up, instead of waiting for ever, when all nodes for work have been gone for too long.
+
+        Raises:
+            JobError: there was no CPU in the cluster for `compute.wait_for_resources_s`.
+        """
+        try:
+            yield
+        except (KeyboardInterrupt, JobError, ray.exceptions.RayError):
+            if self._lost:
+                raise JobError(self._lost) from None
+            raise
+        finally:
+            self._over.set()
+
+    def _watch(self) -> None:
+        limit, since = self.compute.wait_for_resources_s, None
+        while not self._over.wait(WATCH_S):
+            if ray.cluster_resources().get("CPU"):
+                since = None
+                continue
+            if since is None:
+                since = time.monotonic()
+                log.warning("%-12s no node for work is left; waiting up to %d s for one", "ray", limit)
+            if time.monotonic() - since > limit:
+                self._lost = (
+                    f"All nodes for work have been gone for compute.wait_for_resources_s = {limit} s; what is finished "
+                    f"stays in storage, so start nodes and run the job again."
+                )
+                _thread.interrupt_main()  # the main thread waits in Ray
+
+
+def wait_for_resources(compute: Compute) -> None:
+    """Ask an autoscaling cluster for what the configuration wants, or else for one CPU, and wait until it is there.
+
+    The wish is a placement group, so it ends with this driver, however that ends: no node stays up for a dead job. What
+    does not come in time is done without, unless that is all.
+
+    Raises:
+        JobError: after `compute.wait_for_resources_s` there is no CPU.
+    """
+    wanted = compute.request or {"CPU": 1}
+    if not missing(wanted):
+        return
+    log.info("%-12s waits up to %d s for %s", "ray", compute.wait_for_resources_s, missing(wanted))
+    wish = placement_group([{kind: 1.0} for kind, count in wanted.items() for _ in range(count)])
+    deadline = time.monotonic() + compute.wait_for_resources_s
+    while missing(wanted) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    remove_placement_group(wish)
+    if not ray.cluster_resources().get("CPU"):
+        raise JobError(
+            f"No node with a CPU for work came up within compute.wait_for_resources_s = {compute.wait_for_resources_s} "
+            f"s; start one, let the autoscaler start more (max_workers), or wait longer, and run the job again."
+        )
+    if missing(wanted):
+        log.warning("%-12s goes on without %s of compute.request", "ray", missing(wanted))
+
+
+def missing(wanted: Mapping[str, int]) -> str:
+    """What the cluster's nodes lack of the wanted resources, in words; empty if nothing."""
+    there = ray.cluster_resources()
+    lack = {kind: count - there.get(kind, 0.0) for kind, count in wanted.items()}
+    return ", ".join(f"{count:g} {kind}" for kind, count in lack.items() if count > 0)
