@@ -1,6 +1,6 @@
 """The story of a run: each step reads finished artifacts and makes one; what is in storage already is not made again.
 
-corpus -> features -> text -> labels -> selection -> views -> members -> classifier -> predictions -> scores
+corpus -> features -> text -> labels -> selection -> views -> members -> classifier -> predictions -> scores -> report
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from upl_ray.forecast import forecast
 from upl_ray.inputs import Inputs, prepare
 from upl_ray.members import read_members, unfinished_members
 from upl_ray.plan import Chain, needed_features, plan_chain, present_features
-from upl_ray.progress import duration
+from upl_ray.progress import Laps, duration
+from upl_ray.report.page import PAGE, write_report
+from upl_ray.report.words import store_words
 from upl_ray.selection import select
+from upl_ray.summary import earlier_seconds
 from upl_ray.views import make_views
 
 log = logging.getLogger(__name__)
 
-SCORE_VERSION = 1
+SCORE_VERSION = 2
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -45,16 +48,17 @@ def run(config: Config) -> dict[str, Any]:
     """
     started = time.monotonic()
     inputs = prepare(config)
-    before = _Work()
+    work = _Work()
     chains: dict[str, Chain] = {v: plan_chain(inputs, v) for v in config.variants}
-    rejected = _embed(inputs, chains, before)
+    rejected = _embed(inputs, chains, work)
     for variant, chain in chains.items():
-        _learn(inputs, variant, chain, rejected, before)
+        _learn(inputs, variant, chain, rejected, work)
+    work.laps.start("scores")
     scores = _score(inputs, chains)
     _drop(inputs)
     first = chains[config.variants[0]]
     summary = {
-        "status": "done" if before.any else "already done",
+        "status": "done" if work.any else "already done",
         "seconds": round(time.monotonic() - started, 1),
         "storage": inputs.store.uri,
         "classifier": first.classifier.uri,
@@ -66,8 +70,15 @@ def run(config: Config) -> dict[str, Any]:
         "rejected_by_reason": rejected_by_reason(rejected),
         "starved_classes": scores[config.variants[0]]["selection"]["starved"],
         "scores": scores,
+        "report": inputs.store.join(PAGE),
+        "artifacts": _places(inputs, chains),
+        "steps": earlier_seconds(inputs.store) | (work.laps.seconds() if work.any else {}),
+        "config": config.model_dump(mode="json"),
     }
     inputs.store.write_json("run.json", summary)
+    for chain in chains.values():
+        store_words(chain.classifier, inputs.target)
+    write_report(inputs.store)
     log.info("%-12s %s in %s", "job", summary["status"], duration(time.monotonic() - started))
     return summary
 
@@ -77,9 +88,11 @@ class _Work:
 
     def __init__(self) -> None:
         self.any = False
+        self.laps = Laps()
 
-    def start(self, config: Config) -> None:
+    def start(self, config: Config, step: str) -> None:
         self.any = True
+        self.laps.start(step)
         if ray.is_initialized():
             return
         address = config.compute.ray_address or os.environ.get("RAY_ADDRESS") or "local"
@@ -102,6 +115,19 @@ class _Work:
             log.warning("storage_path %s is local: all %d nodes must share it", config.storage_path, nodes)
 
 
+def _places(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, Any]:
+    """Folders of everything this run stands on, for readers of its storage."""
+    corpora = dict(zip(("corpus", "scored"), inputs.corpora, strict=False))
+    return {
+        "corpora": {name: corpus.artifact.folder for name, corpus in corpora.items()},
+        "features": {name: feature_artifact(inputs.store, spec).folder for name, spec in inputs.specs.items()},
+        "variants": {
+            variant: {step: made.folder for step, made in vars(chain).items() if isinstance(made, Artifact)}
+            for variant, chain in chains.items()
+        },
+    }
+
+
 def _embed(inputs: Inputs, chains: dict[str, Chain], work: _Work) -> dict[str, str]:
     """Features that are needed; returns those images of the corpus that could not be read, with their reasons."""
     specs = list(inputs.specs.values())
@@ -109,7 +135,7 @@ def _embed(inputs: Inputs, chains: dict[str, Chain], work: _Work) -> dict[str, s
     if present_features(inputs, needed):
         log.info("%-12s already there: %d backbone(s), %d shard(s)", "features", len(specs), len(inputs.corpus.shards))
     else:
-        work.start(inputs.config)
+        work.start(inputs.config, "features")
         for line in forecast(inputs, needed, ray.cluster_resources()):
             log.info("%-12s %s", "estimate", line)
         embed(inputs.corpora, specs, inputs.config.compute, needed)
@@ -158,17 +184,17 @@ def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str],
     labelers = inputs.labelers(variant)
     log.info("%-12s %s: labeled by %s, learned for %s", "variant", variant, _names(labelers), target.name)
     if any(t.manifest() is None for t in chain.texts):
-        work.start(config)
+        work.start(config, chain.texts[0].folder)
         encode_classnames(inputs.store, labelers, classnames, template, compute)
     if label.unfinished(inputs.corpora, chain.pseudo):
-        work.start(config)
+        work.start(config, chain.pseudo.folder)
     label.pseudo_label(inputs.corpora, labelers, classnames, template, compute)
     _select(inputs, chain, work)
     if chain.views.manifest() is None:
-        work.start(config)
+        work.start(config, chain.views.folder)
         make_views(inputs.corpus, chain.selection, target, config.views, compute)
     if unfinished_members(chain.members, config.train):
-        work.start(config)
+        work.start(config, chain.members.folder)
     if chain.members.manifest() is None or unfinished_members(chain.members, config.train):
         task = train.Task(chain.members, chain.selection, chain.views, target, classnames, config.train, compute)
         train.train_members(task)
@@ -176,7 +202,7 @@ def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str],
         log.info("%-12s already there: %d members of %s", "training", config.train.members, variant)
     _export(inputs, variant, chain)
     if label.unfinished(inputs.corpora, chain.predictions):
-        work.start(config)
+        work.start(config, chain.predictions.folder)
     label.predict(inputs.corpora, chain.classifier, target, rejected, compute)
 
 
@@ -199,7 +225,7 @@ def _select(inputs: Inputs, chain: Chain, work: _Work) -> None:
     """The top-K of every class, and a word about classes that got nothing."""
     k, n_classes = inputs.config.label.top_k, len(inputs.classnames)
     if chain.selection.manifest() is None:
-        work.start(inputs.config)
+        work.start(inputs.config, chain.selection.folder)
         select(chain.selection, inputs.corpus, chain.pseudo, k, n_classes, inputs.config.compute)
     manifest = chain.selection.manifest()
     assert manifest is not None
