@@ -68,15 +68,14 @@ def _tally(run: FinishedRun, variant: Variant, part: str, corpus: Corpus) -> Tal
 
 
 def _joined(run: FinishedRun, variant: Variant, part: str, corpus: Corpus) -> Iterator[tuple[Shard, Rows]]:
-    """Pseudo-labels and predictions of each shard, joined by image id; shards that were listed later are left out."""
-    done = variant.pseudo.committed() & variant.predictions.committed()
+    """Pseudo-labels and predictions of each shard, joined by image id."""
     rule, names = run.label_rule(part), run.classnames
 
     def read(shard: Shard) -> tuple[Shard, Rows]:
         pseudo, predicted = variant.pseudo.read_shard(shard.state), variant.predictions.read_shard(shard.state)
         return shard, join(pseudo, predicted, labels_of(corpus, shard, pseudo["image_id"].to_pylist(), rule, names))
 
-    yield from read_ahead([s for s in corpus.shards if s.state in done], read)
+    yield from read_ahead(variant.shards(corpus), read)
 
 
 def join(pseudo: pa.Table, predicted: pa.Table, true: Any) -> Rows:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from upl_ray.report.figures import GRID, INK, LINES, MARKERS, MUTED, SERIES, new_figure, percent_axis, shorten
+from upl_ray.report.figures import INK, LINES, MARKERS, MUTED, SERIES, new_figure, percent_axis, shorten
 
 FloatArray = npt.NDArray[np.float64]
 MOST_BARS = 24  # classes that get a bar and a name of their own
@@ -73,12 +73,29 @@ def heat(values: FloatArray, rows: Sequence[str], columns: Sequence[str], unit: 
         for (i, j), value in np.ndenumerate(values):
             r, g, b, _ = image.to_rgba(np.array([value]))[0]
             dark = 0.299 * r + 0.587 * g + 0.114 * b < 0.5
-            text = f"{100 * value:+.0f}" if diverging else f"{100 * value:.0f}"
-            axes.text(j, i, text, ha="center", va="center", fontsize=8, color="#ffffff" if dark else "#000000")
+            points = round(100 * value)
+            axes.text(
+                j,
+                i,
+                _points(points, diverging),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="#ffffff" if dark else "#000000",
+            )
     bar = figure.colorbar(image, ax=axes, location="top", fraction=0.06, pad=0.03, aspect=40)
     bar.set_label(unit)
+    bar.locator = MaxNLocator(4)
+    bar.update_ticks()
     percent_axis(bar.ax.xaxis)
     return figure
+
+
+def _points(points: int, signed: bool) -> str:
+    """A number in a cell; none where there is nothing."""
+    if not points:
+        return "0" if signed else ""
+    return f"{points:+d}" if signed else str(points)
 
 
 def cloud(x: FloatArray, y: FloatArray, names: Sequence[str], xlabel: str, ylabel: str) -> Figure:
@@ -156,7 +173,6 @@ def losses(history: dict[str, FloatArray]) -> Figure:
         )
     axes.set_xlabel("epoch")
     axes.set_ylabel("cross-entropy [nats]")
-    axes.set_ylim(bottom=0)
     figure.legend(loc="outside upper right", ncols=2)
     return figure
 
@@ -249,8 +265,7 @@ def pairs(rows: Sequence[tuple[str, int]], xlabel: str) -> Figure:
     figure, axes = new_figure(0.9 + 0.26 * max(len(rows), 1))
     axes.barh(range(len(rows)), [n for _, n in rows], color=SERIES[0], height=0.7)
     axes.set_yticks(range(len(rows)), [shorten(label, 34) for label, _ in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color=GRID)
     axes.set_xlabel(xlabel)
     return figure

@@ -164,8 +164,7 @@ def _labels(c: Compared, part: str) -> Iterator[tuple[str, str, str | None]]:
     """Id, class that the ensemble names, and true class, of at most PAIRED_IMAGES images that only their ids choose."""
     corpus, names, predictions = c.run.corpora[part], c.run.classnames, c.first.variant.predictions
     limit = min(1.0, PAIRED_IMAGES / max(corpus.images, 1)) * 2**32
-    done = predictions.committed()
-    shards = [s for s in corpus.shards if s.state in done]
+    shards = c.first.variant.shards(corpus)
     columns = ["image_id", "classname"]
     for shard, table in read_ahead(shards, lambda s: (s, predictions.read_shard(s.state, columns))):
         ids = table["image_id"].to_pylist()

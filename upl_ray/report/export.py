@@ -40,14 +40,9 @@ def export_labels(run: FinishedRun, folder: str) -> list[str]:
     return written
 
 
-def _shards(variant: Variant, corpus: Corpus) -> list[Shard]:
-    done = variant.pseudo.committed() & variant.predictions.committed()
-    return [s for s in corpus.shards if s.state in done]
-
-
 def _predictions(run: FinishedRun, variant: Variant) -> Iterator[list[Any]]:
     corpus = run.corpora["corpus"]
-    for table in read_ahead(_shards(variant, corpus), lambda s: variant.predictions.read_shard(s.state)):
+    for table in read_ahead(variant.shards(corpus), lambda s: variant.predictions.read_shard(s.state)):
         for r in table.to_pylist():
             votes = r["member_labels"]
             agree = votes.count(r["label"]) / len(votes)
@@ -56,7 +51,7 @@ def _predictions(run: FinishedRun, variant: Variant) -> Iterator[list[Any]]:
 
 def _pseudo_labels(run: FinishedRun, variant: Variant) -> Iterator[list[Any]]:
     corpus, names = run.corpora["corpus"], run.classnames
-    for table in read_ahead(_shards(variant, corpus), lambda s: variant.pseudo.read_shard(s.state)):
+    for table in read_ahead(variant.shards(corpus), lambda s: variant.pseudo.read_shard(s.state)):
         for r in table.to_pylist():
             votes, label = r["backbone_labels"], r["pseudo_label"]
             agree = votes.count(label) / len(votes)
@@ -100,7 +95,7 @@ def _addresses(corpus: Corpus, variant: Variant) -> Iterator[str]:
         ids = variant.predictions.read_shard(shard.state, ["image_id"])["image_id"].to_pylist()
         return [address(shard.root, *place[i], i) for i in ids]
 
-    for addresses in read_ahead(_shards(variant, corpus), read):
+    for addresses in read_ahead(variant.shards(corpus), read):
         yield from addresses
 
 

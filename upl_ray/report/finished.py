@@ -8,7 +8,7 @@ from typing import Any
 
 from upl_ray.artifacts import Artifact, Store, fingerprint
 from upl_ray.config import ConfigError
-from upl_ray.corpus import Corpus, read_corpus
+from upl_ray.corpus import Corpus, Shard, read_corpus
 
 WORDS_VERSION = 1  # raise when the same classifier gives other words
 TITLES = {"upl*": "UPL*", "upl": "UPL"}
@@ -37,6 +37,15 @@ class Variant:
     def slug(self) -> str:
         """The name in file names and ids."""
         return SLUGS[self.name]
+
+    @cached_property
+    def done(self) -> set[str]:
+        """States of the shards that have both pseudo-labels and predictions; listed once, since listings cost requests."""
+        return self.pseudo.committed() & self.predictions.committed()
+
+    def shards(self, corpus: Corpus) -> list[Shard]:
+        """The shards of a corpus that the run has worked on; what was listed later is left out."""
+        return [s for s in corpus.shards if s.state in self.done]
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,9 @@ def imbalance(f: Findings, names: tuple[str, ...], top_k: int) -> Exhibit:
     series = {f"confidence ≥ {threshold['confidence']}": above, f"top {top_k}": chosen}
     figure = charts.images_per_class(series, names, "images selected")
     precision = [threshold["precision"], f.scores["selection"]["precision"]]
-    right = (
-        ""
-        if None in precision
-        else f" Right are {share(precision[0])} of those above the threshold and {share(precision[1])} of the top {top_k}."
-    )
+    right = ""
+    if None not in precision:
+        right = f" Right are {share(precision[0])} above the threshold and {share(precision[1])} of the top {top_k}."
     caption = (
         f"Look for the slope: a threshold selects {max(above):,} images of one class and {min(above):,} of another, "
         f"top-K never more than {top_k} (the paper's figure 3).{right}"

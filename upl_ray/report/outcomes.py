@@ -10,6 +10,7 @@ from upl_ray.report.exhibit import NAMES_OF_PARTS, Exhibit, of_part
 from upl_ray.report.findings import Findings, accuracies, agreements, zero_shot_accuracy
 
 MATRIX = 20  # classes up to which all pairs are drawn
+BARS = 14  # most frequent pairs that are drawn
 
 
 def results(found: list[Findings]) -> Exhibit:
@@ -19,16 +20,16 @@ def results(found: list[Findings]) -> Exhibit:
         groups = {NAMES_OF_PARTS[p]: accuracies(found, p) for p in parts}
         title, name, xlabel = "Accuracy", "accuracy", "accuracy"
         caption = (
-            "Look for the distance between the target's zero-shot prompt and the ensemble, and whether it is larger "
-            "than the bars: 95 % intervals (Wilson) for the choice of images; for members, the range from worst to best."
+            "Look for the distance between the target's zero-shot prompt and the ensemble, and whether it is "
+            "larger than the bars: 95 % intervals (Wilson) for the choice of images; for members, the range."
         )
     else:
         groups = {NAMES_OF_PARTS[p]: agreements(found, p) for p in found[0].parts}
         title, name, xlabel = "Agreement (no accuracy)", "agreement", "share of images with the same label"
         caption = (
             "There are no labels, so this is not accuracy: models can agree and be wrong together. Look for a backbone "
-            "that agrees much less than the others, and for how much learning changed. Bars: 95 % intervals (Wilson), for "
-            "members the range from least to most."
+            "that agrees much less than the others, and for how much learning changed. Bars: 95 % intervals (Wilson); "
+            "for members, the range."
         )
     rows = [[g, e.label, e.value, e.low, e.high] for g, of in groups.items() for e in of]
     return Exhibit(
@@ -104,8 +105,8 @@ def confusion(f: Findings, names: tuple[str, ...]) -> Exhibit | None:
     elif numbers["confusions"] is None:
         return None
     else:
-        figure = charts.pairs([(f"{a} → {b}", n) for a, b, n in rows[:MATRIX]], "images")
-        caption = f"The {min(MATRIX, len(rows))} most frequent mistakes, true class → what the ensemble says."
+        figure = charts.pairs([(f"{a} → {b}", n) for a, b, n in rows[:BARS]], "images")
+        caption = f"The {min(BARS, len(rows))} most frequent mistakes, true class → what the ensemble says."
     caption += f" On {of_part(part, numbers['labeled'])}."
     title = f"{f.title}: what the ensemble confuses"
     return Exhibit(f"confusion-{f.slug}", title, caption, figure, ["true", "said", "images"], rows)
@@ -117,7 +118,7 @@ def changes(f: Findings, names: tuple[str, ...]) -> Exhibit | None:
     if not moves:
         return None
     rows = [[names[a], names[b], n] for a, b, n in moves]
-    figure = charts.pairs([(f"{a} → {b}", n) for a, b, n in rows[:MATRIX]], "images of the corpus")
+    figure = charts.pairs([(f"{a} → {b}", n) for a, b, n in rows[:BARS]], "images of the corpus")
     caption = (
         "From the target's zero-shot label to the ensemble's. Look for one-way streets: classes that zero-shot names "
         "too often lose images to those it overlooks."
@@ -146,7 +147,7 @@ def calibration(f: Findings) -> Exhibit:
         return Exhibit(f"calibration-{f.slug}", title, caption, charts.confidences(tables), header, rows)
     errors = {label: calibration_error(bins) for label, bins in tables.items()}
     caption = (
-        "Points below the dashed line are overconfident: the model is right less often than it says. Expected "
+        "Points below the dashed line are overconfident, those above underconfident. Expected "
         f"calibration error (15 bins): ensemble {100 * errors['ensemble']:.1f} points, zero-shot "
         f"{100 * errors['zero-shot, fused']:.1f}. Below: where the images lie. On "
         f"{of_part(part, f.parts[part]['labeled'])}."

@@ -13,7 +13,14 @@ from upl_ray.report.exhibit import of_part, share
 from upl_ray.report.findings import Findings, gain, mean_confidence, zero_shot_accuracy
 from upl_ray.report.finished import FinishedRun, manifest_of
 
-STEPS = ("pseudo", "selection", "views", "members", "classifier", "predictions")
+STEPS = {
+    "pseudo": "pseudo-labels",
+    "selection": "selection",
+    "views": "views",
+    "members": "training",
+    "classifier": "export",
+    "predictions": "predictions",
+}
 
 
 def sentences(run: FinishedRun, found: list[Findings]) -> list[str]:
@@ -45,7 +52,8 @@ def _with_labels(run: FinishedRun, f: Findings, part: str) -> str:
         judgement = "not distinguishable from"
     return (
         f"{f.title} classifies {share(right / n)} of {of_part(part, n)} right (95 % interval {100 * low:.1f} to "
-        f"{100 * high:.1f}): {judgement} the zero-shot prompt of {run.target} with {share(zero_shot_accuracy(f, part))}. "
+        f"{100 * high:.1f}): {judgement} the zero-shot prompt of {run.target}, which has "
+        f"{share(zero_shot_accuracy(f, part))}. "
         f"On the same images they differ by {100 * difference:+.1f} points ({100 * worst:+.1f} to {100 * best:+.1f})."
     )
 
@@ -79,7 +87,7 @@ def facts(run: FinishedRun, found: list[Findings]) -> list[tuple[str, str, str]]
 
 
 def step_rows(run: FinishedRun) -> list[tuple[str, str, str, str]]:
-    """What each step made: step, folder, when it was finished, how long it took when it last had work."""
+    """What each step made: step, how long it took when it last had work, folder, when it was finished."""
     seconds: dict[str, float] = run.summary["steps"]
 
     def took(key: str) -> str:
@@ -89,18 +97,11 @@ def step_rows(run: FinishedRun) -> list[tuple[str, str, str, str]]:
     features: dict[str, str] = run.summary["artifacts"]["features"]
     for i, (name, folder) in enumerate(features.items()):
         when = took("features") if i == 0 else "with the first"
-        rows.append((f"features of {name}", folder, _time(run, folder), when))
+        rows.append((f"features of {name}", when, folder, _time(run, folder)))
     for variant in run.variants:
-        for step in STEPS:
-            artifact = getattr(variant, step)
-            rows.append(
-                (
-                    f"{variant.title}: {artifact.step}",
-                    artifact.folder,
-                    _time(run, artifact.folder),
-                    took(artifact.folder),
-                )
-            )
+        for step, name in STEPS.items():
+            folder = getattr(variant, step).folder
+            rows.append((f"{variant.title}: {name}", took(folder), folder, _time(run, folder)))
     return rows
 
 
