@@ -108,21 +108,20 @@ def frames(wrong: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(i % COLUMNS, i // COLUMNS) for i in wrong]
 
 
-def image_rows(found: list[Findings]) -> dict[str, dict[int, list[list[Any]]]]:
-    """For the page's script, by variant and class: id, confidence, who agrees, true class."""
-    return {
-        f.slug: {
-            label: [
-                [
-                    r["image_id"],
-                    round(r["confidence"], 4),
-                    round(r["labelers_agree"], 3) if len(f.variant.labelers) > 1 else None,
-                    round(r["members_agree"], 3),
-                    r["true_label"],
-                ]
-                for r in rows
-            ]
-            for label, rows in by_class(f).items()
-        }
-        for f in found
-    }
+def image_rows(found: list[Findings], cards: list[Card]) -> dict[str, dict[int, list[list[Any]]]]:
+    """For the page's script, by variant and class: id, confidence, who agrees and true class of images with thumbnails.
+
+    No more of them, so that the page's size does not depend on K; all are in the tables beside it.
+    """
+    rows: dict[str, dict[int, list[list[Any]]]] = {f.slug: {} for f in found}
+    of_class = {f.slug: by_class(f) for f in found}
+    for card in cards:
+        if card.sprite:
+            shown = of_class[card.variant][card.label][: card.sprite.tiles]
+            rows[card.variant][card.label] = [_image_row(r, card.labelers_agree is not None) for r in shown]
+    return rows
+
+
+def _image_row(r: dict[str, Any], several: bool) -> list[Any]:
+    labelers = round(r["labelers_agree"], 3) if several else None
+    return [r["image_id"], round(r["confidence"], 4), labelers, round(r["members_agree"], 3), r["true_label"]]

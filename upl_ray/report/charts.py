@@ -104,9 +104,8 @@ def cloud(x: FloatArray, y: FloatArray, names: Sequence[str], xlabel: str, ylabe
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1.2)
     shown = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     axes.scatter(x[shown], y[shown], s=34 if len(shown) < 100 else 12, color=SERIES[0], alpha=0.85, linewidths=0)
-    far = shown[np.argsort(-np.abs(x[shown] - y[shown]), kind="stable")][
-        : len(shown) if len(shown) <= 12 else MOST_NAMES
-    ]
+    far = shown[np.argsort(-np.abs(x[shown] - y[shown]), kind="stable")]
+    far = far if len(shown) <= 12 else _apart(far, x, y)
     middle = float(x[shown].mean()) if len(shown) else 0.5
     for i in far.tolist():
         left = bool(x[i] > middle)
@@ -122,6 +121,18 @@ def cloud(x: FloatArray, y: FloatArray, names: Sequence[str], xlabel: str, ylabe
     percent_axis(axes.xaxis)
     percent_axis(axes.yaxis)
     return figure
+
+
+def _apart(order: npt.NDArray[np.int64], x: FloatArray, y: FloatArray) -> npt.NDArray[np.int64]:
+    """The first MOST_NAMES of these points that leave each other room for a name."""
+    scale = [max(float(v[order].max() - v[order].min()), 1e-9) for v in (x, y)]
+    kept: list[int] = []
+    for i in order.tolist():
+        if all(abs(x[i] - x[k]) > 0.4 * scale[0] or abs(y[i] - y[k]) > 0.06 * scale[1] for k in kept):
+            kept.append(i)
+        if len(kept) == MOST_NAMES:
+            break
+    return np.array(kept, np.int64)
 
 
 def _around(axes: Axes, x: FloatArray, y: FloatArray) -> None:

@@ -77,7 +77,8 @@ def percent_axis(axis: Any) -> None:
 def shorten(name: str, length: int = 22) -> str:
     """A name that fits beside an axis; the data table has it in full."""
     name = "".join(c if c.isprintable() else "?" for c in name)
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    half = length // 2
+    return name if len(name) <= length else f"{name[: length - half - 1]}…{name[-half:]}"
 
 
 def to_png(figure: Figure) -> bytes:

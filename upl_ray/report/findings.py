@@ -121,7 +121,7 @@ def gain(f: Findings, part: str) -> tuple[float, float, float]:
 
 def zero_shot_accuracy(f: Findings, part: str) -> float:
     """Accuracy of the target's own zero-shot prompt [0-1]."""
-    change, n = f.parts[part]["change"], f.parts[part]["labeled"]
+    change, n = f.parts[part]["change"], int(f.parts[part]["labeled"])
     return float(sum(f.parts[part]["right"]["ensemble"]) - change["corrected"] + change["broken"]) / n
 
 

@@ -40,7 +40,7 @@ class Variant:
 
     @cached_property
     def done(self) -> set[str]:
-        """States of the shards that have both pseudo-labels and predictions; listed once, since listings cost requests."""
+        """States of the shards that have both pseudo-labels and predictions; listed once: listings cost."""
         return self.pseudo.committed() & self.predictions.committed()
 
     def shards(self, corpus: Corpus) -> list[Shard]:

@@ -166,7 +166,7 @@ def _context(
         "rejected": rejected[:REJECTED_ROWS],
         "n_rejected": len(rejected),
         "rejected_file": run.variants[0].predictions.name("rejected.parquet"),
-        "images": image_rows(found),
+        "images": image_rows(found, cards),
         "judged": found[0].judged_part is not None,
         "top_k": int(run.config["label"]["top_k"]),
     }

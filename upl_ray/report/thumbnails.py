@@ -25,7 +25,7 @@ from upl_ray.reading import read_images
 from upl_ray.report.read_ahead import read_ahead
 
 VERSION = 1  # raise when the same images give other sprites
-BUDGET = 4_800_000  # bytes of all sprites of a page, which base64 makes a third larger; the page shall stay below 10 MB
+BUDGET = 4_500_000  # bytes of all sprites of a page, which base64 makes a third larger; the page shall stay below 10 MB
 COLUMNS = 8  # tiles in a row of a sprite
 MAX_TILES = 16_000  # of a page: 1,000 classes of 16 images
 MAX_SPRITES = 4_000
@@ -181,7 +181,8 @@ def _within_budget(tiles: dict[str, list[Tile]]) -> Iterator[tuple[str, list[Til
 def encode(tiles: list[Tile], size: int, quality: int) -> bytes:
     """The tiles of one sprite as WebP; a crossed grey square stands for an image that could not be had."""
     columns = min(len(tiles), COLUMNS)
-    canvas = Image.new("RGB", (columns * size, math.ceil(len(tiles) / COLUMNS) * size), (128, 128, 128))
+    full = len(tiles) % columns == 0
+    canvas = Image.new("RGB" if full else "RGBA", (columns * size, math.ceil(len(tiles) / COLUMNS) * size))
     for i, tile in enumerate(tiles):
         picture = _placeholder(size) if isinstance(tile, str) else Image.fromarray(tile)
         if picture.size != (size, size):
