@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
@@ -59,7 +60,10 @@ STYLE: dict[str, Any] = {
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Figures that are made and saved inside look alike; matplotlib's own settings come back afterwards."""
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its type names every key
+    with warnings.catch_warnings(), mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its type names every key
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing"
+        )  # of a class name, in the PNG; SVG leaves it to the browser
         yield
 
 
