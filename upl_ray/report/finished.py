@@ -89,6 +89,12 @@ class FinishedRun:
         folders: dict[str, str] = self.summary["artifacts"]["corpora"]
         return {part: read_corpus(_artifact(self.store, folder)) for part, folder in folders.items()}
 
+    @property
+    def addresses(self) -> str:
+        """Where the corpus lies, as the configuration says it."""
+        uri = self.config["corpus"]["uri"]
+        return uri if isinstance(uri, str) else ", ".join(uri)
+
     def label_rule(self, part: str) -> str:
         """Where true labels of a corpus come from; `none` if there are none."""
         return str(self.config[part]["labels"])

@@ -80,5 +80,6 @@ class Decoder:
         self.tokenizer = tokenizer if hasattr(tokenizer, "decode") else tokenizer.tokenizer
 
     def __call__(self, token: int) -> str:
-        """One token, without the marks of word ends."""
-        return str(self.tokenizer.decode([token])).strip() or "(blank)"
+        """One token, without the marks of word ends; its number where it is no text, such as a part of a letter."""
+        word = str(self.tokenizer.decode([token])).strip()
+        return word if word.isprintable() and word and "\ufffd" not in word else f"#{token}"

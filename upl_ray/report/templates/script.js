@@ -45,13 +45,13 @@
         row.append(cell);
       }
     };
-    const header = ["#", "image", "confidence", "backbones", "members"];
-    line(table.createTHead(), "th", data.judged ? [...header, "true class"] : header);
+    const truth = data.judged ? ["true class"] : [];
+    line(table.createTHead(), "th", ["#", "image", ...truth, "confidence", "backbones", "members"]);
     const body = table.createTBody();
-    rows.forEach(([id, confidence, labelers, members, truth], i) => {
-      const cells = [i + 1, id, percent(confidence), percent(labelers), percent(members)];
-      const name = truth === null ? "–" : data.names[truth] + (truth === Number(card.dataset.label) ? "" : " ✗");
-      line(body, "td", data.judged ? [...cells, name] : cells);
+    rows.forEach(([id, confidence, labelers, members, label], i) => {
+      const name = label === null ? "–" : data.names[label] + (label === Number(card.dataset.label) ? "" : " ✗");
+      const known = data.judged ? [name] : [];
+      line(body, "td", [i + 1, id, ...known, percent(confidence), percent(labelers), percent(members)]);
     });
     const scroll = document.createElement("div");
     scroll.className = "scroll";
