@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "upl_ray"
 MODULES = sorted(PACKAGE.glob("*.py"))
+REPORT = sorted((PACKAGE / "report").glob("*.py"))
 WITH_RAY = {"embed", "encode_text", "pools", "label", "selection", "views", "train", "telemetry"}
 WITH_RAY |= {"ray_cluster", "preflight", "pipeline"}
 WITHOUT_TORCH = (
@@ -59,7 +60,13 @@ def test_the_modules_of_the_rings_exist() -> None:
 
 def test_ray_is_imported_at_the_rim_only() -> None:
     assert {p.stem for p in MODULES if "ray" in imports(p)} <= WITH_RAY
-    assert [p.name for p in (PACKAGE / "demo").glob("*.py") if "ray" in imports(p)] == []
+    assert [p.name for p in [*(PACKAGE / "demo").glob("*.py"), *REPORT] if "ray" in imports(p)] == []
+
+
+def test_reports_need_no_model_but_for_the_words_that_the_job_stores() -> None:
+    heavy = {"torch", "torchvision", "open_clip", "safetensors"}
+    assert [p.stem for p in REPORT if imports(p) & heavy] == ["words"]
+    assert [p.stem for p in REPORT if "report.words" in siblings(p)] == []
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
@@ -74,7 +81,9 @@ def test_importing_the_light_modules_loads_neither_torch_nor_ray() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["classifier", "prompt_learner", "inputs", "score", "passes"])
+@pytest.mark.parametrize(
+    "module", ["classifier", "prompt_learner", "inputs", "score", "passes", "report/page", "report/compare"]
+)
 def test_ray_is_not_needed_by_anything_below(module: str) -> None:
     seen, todo = set(), [PACKAGE / f"{module}.py"]
     while todo:
@@ -95,7 +104,7 @@ def test_a_file_fits_one_reading_and_pickles_nothing(path: Path) -> None:
     assert not re.search(r"(?<!safetensors\.)torch\.(load|save)\(", path.read_text())
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*MODULES, *REPORT], ids=lambda p: p.stem)
 def test_nothing_happens_at_import(path: Path) -> None:
     """Module level holds definitions and constants; a call there makes a constant, a logger or a type."""
     for node in ast.parse(path.read_text()).body:

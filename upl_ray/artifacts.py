@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import quote
 
 import fsspec
@@ -93,6 +94,20 @@ class Store:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         Path(temporary).write_bytes(data)
+        os.replace(temporary, path)
+
+    @contextmanager
+    def open_text(self, name: str) -> Iterator[TextIO]:
+        """Write a file that may not fit into memory; it appears when it is complete."""
+        fs, path = self._target[0], self.path(name)
+        if not self.is_local:
+            with io.TextIOWrapper(fs.open_output_stream(path, compression=None), "utf-8", newline="") as text:
+                yield text
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as text:
+            yield text
         os.replace(temporary, path)
 
     def names(self, folder: str) -> list[str]:

@@ -98,7 +98,7 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     shards: dict[str, list[Shard]] = {}
     added = 0
     for root in roots:
-        known = [Shard(**{**r, "removed": frozenset(r["removed"])}) for r in records.get(root, [])]
+        known = [_shard(r) for r in records.get(root, [])]
         listing = _Listing(artifact, root, f"{root}/" if len(roots) > 1 else "", shard_size)
         shards[root], new = listing.update(known, source)
         added += new
@@ -107,6 +107,21 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     if new_records != records:
         artifact.finish(roots=list(roots), images=corpus.images, shards=new_records)
     return corpus
+
+
+def read_corpus(artifact: Artifact) -> Corpus:
+    """A corpus as it was listed last; the images themselves are not looked for.
+
+    Raises:
+        FileNotFoundError: it was never listed.
+    """
+    manifest = artifact.store.read_json(artifact.name("manifest.json"))
+    roots = tuple(manifest["roots"])
+    return Corpus(artifact, roots, tuple(_shard(r) for root in roots for r in manifest["shards"][root]))
+
+
+def _shard(record: dict[str, Any]) -> Shard:
+    return Shard(**{**record, "removed": frozenset(record["removed"])})
 
 
 @dataclass(frozen=True)

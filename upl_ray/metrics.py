@@ -1,7 +1,8 @@
-"""Scores, where true labels exist: accuracy and pseudo-label precision (pure). Labels never flow back into a step."""
+"""Scores, where true labels exist: accuracy, its interval, calibration (pure). Labels never flow back into a step."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,13 +12,65 @@ import numpy.typing as npt
 from upl_ray.classnames import clean_classname
 
 Labels = npt.NDArray[np.integer[Any]]
+Confidences = npt.NDArray[np.floating[Any]]
 UNLABELED = -1  # an image whose label is no class; it is not scored
+BINS = 15  # of equal width, of a reliability diagram (Guo et al. 2017, arXiv 1706.04599, section 4)
+Z_95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 
 
 def accuracy(predicted: Labels, true: Labels) -> float:
     """Share of labeled images that are classified right [0-1]; NaN if none is labeled."""
     known = true != UNLABELED
     return float((predicted[known] == true[known]).mean()) if known.any() else float("nan")
+
+
+def wilson(right: float, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a share `right / n` [0-1]; it keeps to 0-1 and holds for small n and extreme shares.
+
+    It answers for the choice of images only: not for another seed, another corpus, or images that are not independent.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    if n <= 0:
+        raise ValueError(f"An interval needs at least one image; there are {n}.")
+    share = right / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_difference(gained: int, lost: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Interval of `(gained - lost) / n`, the difference of two accuracies on the same n images [-1, 1].
+
+    Only images that the two judge differently say anything about the difference, so this is narrower than what two
+    separate intervals suggest. Agresti and Min (2005): half an image is added to each of the four cells.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    if n <= 0:
+        raise ValueError(f"An interval needs at least one image; there are {n}.")
+    total, up, down = n + 2, gained + 0.5, lost + 0.5
+    middle = (up - down) / total
+    half = z * math.sqrt(up + down - (up - down) ** 2 / total) / total
+    return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def reliability(confidence: Confidences, right: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Images, sum of confidences, and right ones of each bin [BINS, 3]; tables of several shards may be added.
+
+    A bin holds confidences in (low, high], the first one also 0.
+    """
+    bins = np.clip(np.ceil(confidence.astype(np.float64) * BINS) - 1, 0, BINS - 1).astype(np.int64)
+    columns = [np.bincount(bins, w, BINS) for w in (None, confidence.astype(np.float64), right.astype(np.float64))]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def calibration_error(bins: npt.NDArray[np.float64]) -> float:
+    """Expected calibration error [0-1]: the gap between confidence and accuracy of each bin, weighted by its images."""
+    images, confidence, right = bins.T
+    return float(np.abs(confidence - right).sum() / images.sum()) if images.sum() else float("nan")
 
 
 def true_labels(labels: Iterable[str | None], classnames: tuple[str, ...]) -> Labels:

@@ -1,6 +1,6 @@
 """The story of a run: each step reads finished artifacts and makes one; what is in storage already is not made again.
 
-corpus -> features -> text -> labels -> selection -> views -> members -> classifier -> predictions -> scores
+corpus -> features -> text -> labels -> selection -> views -> members -> classifier -> predictions -> scores -> report
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ from upl_ray.preflight import preflight
 from upl_ray.progress import duration
 from upl_ray.ray_cluster import RayCluster
 from upl_ray.rejected import by_reason, check_rejected, find_rejected
+from upl_ray.report.page import PAGE, write_report
+from upl_ray.report.words import store_words
 from upl_ray.selection import select
+from upl_ray.summary import earlier_seconds
 from upl_ray.views import make_views
 
 log = logging.getLogger(__name__)
 
-SCORE_VERSION = 1
+SCORE_VERSION = 2
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -53,6 +56,7 @@ def run(config: Config) -> dict[str, Any]:
         rejected = _embed(inputs, chains, cluster)
         for variant, chain in chains.items():
             _learn(inputs, variant, chain, rejected, cluster)
+    cluster.laps.start("scores")
     scores = _score(inputs, chains)
     _drop(inputs)
     first = chains[config.variants[0]]
@@ -69,10 +73,30 @@ def run(config: Config) -> dict[str, Any]:
         "rejected_by_reason": by_reason(rejected),
         "starved_classes": scores[config.variants[0]]["selection"]["starved"],
         "scores": scores,
+        "report": inputs.store.join(PAGE),
+        "artifacts": _places(inputs, chains),
+        "steps": earlier_seconds(inputs.store) | (cluster.laps.seconds() if cluster.used else {}),
+        "config": config.model_dump(mode="json"),
     }
     inputs.store.write_json("run.json", summary)
+    for chain in chains.values():
+        store_words(chain.classifier, inputs.target)
+    write_report(inputs.store)
     log.info("%-12s %s in %s", "job", summary["status"], duration(time.monotonic() - started))
     return summary
+
+
+def _places(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, Any]:
+    """Folders of everything this run stands on, for readers of its storage."""
+    corpora = dict(zip(("corpus", "scored"), inputs.corpora, strict=False))
+    return {
+        "corpora": {name: corpus.artifact.folder for name, corpus in corpora.items()},
+        "features": {name: feature_artifact(inputs.store, spec).folder for name, spec in inputs.specs.items()},
+        "variants": {
+            variant: {step: made.folder for step, made in vars(chain).items() if isinstance(made, Artifact)}
+            for variant, chain in chains.items()
+        },
+    }
 
 
 def _embed(inputs: Inputs, chains: dict[str, Chain], cluster: RayCluster) -> dict[str, str]:
@@ -82,7 +106,7 @@ def _embed(inputs: Inputs, chains: dict[str, Chain], cluster: RayCluster) -> dic
     if present_features(inputs, needed):
         log.info("%-12s already there: %d backbone(s), %d shard(s)", "features", len(specs), len(inputs.corpus.shards))
     else:
-        cluster.start()
+        cluster.start("features")
         for line in forecast(inputs, needed, ray.cluster_resources()):
             log.info("%-12s %s", "estimate", line)
         embed(inputs.corpora, specs, inputs.config.compute, needed)
@@ -103,17 +127,17 @@ def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str],
     labelers = inputs.labelers(variant)
     log.info("%-12s %s: labeled by %s, learned for %s", "variant", variant, _names(labelers), target.name)
     if any(t.manifest() is None for t in chain.texts):
-        cluster.start()
+        cluster.start(chain.texts[0].folder)
         encode_classnames(inputs.store, labelers, classnames, template, compute)
     if label.unfinished(inputs.corpora, chain.pseudo):
-        cluster.start()
+        cluster.start(chain.pseudo.folder)
     label.pseudo_label(inputs.corpora, labelers, classnames, template, compute)
     _select(inputs, chain, cluster)
     if chain.views.manifest() is None:
-        cluster.start()
+        cluster.start(chain.views.folder)
         make_views(inputs.corpus, chain.selection, target, config.views, compute)
     if unfinished_members(chain.members, config.train):
-        cluster.start()
+        cluster.start(chain.members.folder)
     if chain.members.manifest() is None or unfinished_members(chain.members, config.train):
         task = train.Task(chain.members, chain.selection, chain.views, target, classnames, config.train, compute)
         train.train_members(task)
@@ -121,7 +145,7 @@ def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str],
         log.info("%-12s already there: %d members of %s", "training", config.train.members, variant)
     _export(inputs, variant, chain)
     if label.unfinished(inputs.corpora, chain.predictions):
-        cluster.start()
+        cluster.start(chain.predictions.folder)
     label.predict(inputs.corpora, chain.predictions, chain.classifier, target, compute)
     publish(chain.predictions, inputs.corpus, rejected, chain.classifier)
 
@@ -145,7 +169,7 @@ def _select(inputs: Inputs, chain: Chain, cluster: RayCluster) -> None:
     """The top-K of every class, and a word about classes that got nothing."""
     k, n_classes = inputs.config.label.top_k, len(inputs.classnames)
     if chain.selection.manifest() is None:
-        cluster.start()
+        cluster.start(chain.selection.folder)
         select(chain.selection, inputs.corpus, chain.pseudo, k, n_classes, inputs.config.compute)
     manifest = chain.selection.manifest()
     assert manifest is not None

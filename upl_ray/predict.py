@@ -61,7 +61,7 @@ def run(job: Predict) -> dict[str, Any]:
     with cluster.watched():
         rejected = _embed(inputs, job, cluster)
         if label.unfinished([corpus], inputs.predictions):
-            cluster.start()
+            cluster.start("predictions")
         label.predict([corpus], inputs.predictions, inputs.classifier, spec, compute)
     manifest = publish(inputs.predictions, corpus, rejected, inputs.classifier)
     if job.keep_features == "none":
@@ -120,7 +120,7 @@ def _embed(inputs: Inputs, job: Predict, cluster: RayCluster) -> dict[str, str]:
         needed = tuple(label.unfinished([inputs.corpus], inputs.predictions))
     ids = missing_shards(inputs.features, needed)
     if ids:
-        cluster.start()
+        cluster.start("features")
         embed([inputs.corpus], [inputs.spec], job.compute, {inputs.spec.name: ids})
     if inputs.features.manifest() is None:
         inputs.features.finish(backbone=inputs.spec.backbone.model_dump(), identity=inputs.spec.identity())

@@ -43,6 +43,22 @@ class Progress:
         return f", {rate:.1f} {self.unit}/s, {duration((self.total - self.done) / rate)} left"
 
 
+class Laps:
+    """Seconds from the start of a step to the start of the next."""
+
+    def __init__(self) -> None:
+        self._starts: list[tuple[str, float]] = []
+
+    def start(self, step: str) -> None:
+        """A step begins, and with it the one before it ends."""
+        self._starts.append((step, time.monotonic()))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each step until now."""
+        ends = [t for _, t in self._starts[1:]] + [time.monotonic()]
+        return {step: round(end - start, 1) for (step, start), end in zip(self._starts, ends, strict=True)}
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: `3.2 s`, `4 min 10 s`, `2 h 5 min`."""
     if seconds < 60:

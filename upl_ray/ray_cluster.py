@@ -14,6 +14,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from upl_ray.config import Compute, JobError
+from upl_ray.progress import Laps
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +33,19 @@ class RayCluster:
     def __init__(self, compute: Compute, preflight: Callable[[], None]) -> None:
         self.compute, self.preflight = compute, preflight
         self.used = False
+        self.laps = Laps()  # of the steps that had something to do
         self._lost = ""  # why the watch has interrupted the work
         self._over = threading.Event()
 
-    def start(self) -> None:
-        """Join or start the cluster, unless that was done before; wait for a joined one's nodes and look at them.
+    def start(self, step: str) -> None:
+        """A step has something to do: join or start the cluster unless that was done, wait for its nodes, look at them.
 
         Raises:
             JobError: no node for work came up in time.
             ConfigError: a node is not fit for the work.
         """
         self.used = True
+        self.laps.start(step)
         if ray.is_initialized():
             return
         address = self.compute.ray_address or os.environ.get("RAY_ADDRESS") or "local"

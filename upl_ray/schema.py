@@ -39,6 +39,18 @@ SELECTION = pa.schema(
     ]
 )
 
+# What is known of each selected image once the run is over; for reports only.
+SELECTED = pa.schema(
+    [
+        *SELECTION,
+        ("backbone_labels", pa.list_(pa.int32())),  # what each labeler alone says
+        ("labelers_agree", pa.float32()),  # share of the labelers that say the pseudo-label by themselves
+        ("members_agree", pa.float32()),  # share of the members that say it in the end
+        ("label", pa.int32()),  # the ensemble's
+        ("true_label", pa.int32()),  # null if unknown
+    ]
+)
+
 # What the exported ensemble says about one image.
 PREDICTIONS = pa.schema(
     [

@@ -70,6 +70,7 @@ def score_zero_shot(
         shares += np.bincount(fused, minlength=len(classnames))
     return {
         "accuracy": tally.accuracies(),
+        "labeled": tally.labeled,
         "images_per_class": shares.tolist(),
         "threshold": {
             "confidence": THRESHOLD,
@@ -89,11 +90,12 @@ def score_selection(corpus: Corpus, selection: pa.Table, labels: str, classnames
         rows = np.flatnonzero(of_rows == shard)
         ids = selection["image_id"].take(rows).to_pylist()
         true[rows] = labels_of(corpus, shards[shard], ids, labels, classnames)
-    known = bool((true != metrics.UNLABELED).any())
+    known = int((true != metrics.UNLABELED).sum())
     return {
         "images_per_class": counts,
         "starved": [classnames[c] for c, n in enumerate(counts) if n == 0],
         "precision": metrics.accuracy(selection["pseudo_label"].to_numpy(), true) if known else None,
+        "labeled": known,
     }
 
 
@@ -116,6 +118,7 @@ def score_predictions(
     return {
         "images": images,
         "accuracy": tally.accuracies(),
+        "labeled": tally.labeled,
         "member_agreement": agreement / max(images, 1),
         "images_per_class": shares.tolist(),
     }

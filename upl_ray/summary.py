@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from upl_ray.artifacts import Store
+
+DETAILS = ("scores", "classifiers", "artifacts", "steps", "config")  # of run.json, too long for one line
 NAMES = {"upl*": "UPL*", "upl": "UPL"}
 
 
@@ -55,7 +58,15 @@ def headline(summary: dict[str, Any]) -> dict[str, Any]:
             accuracies["zero_shot"] = zero_shot["accuracy"][summary["target"]]
             accuracies[f"{variant} zero_shot fused"] = zero_shot["accuracy"]["fused"]
             accuracies[f"{variant} ensemble"] = learned["accuracy"]["ensemble"]
-    return {k: v for k, v in summary.items() if k not in ("scores", "classifiers")} | {"accuracy": accuracies or None}
+    return {k: v for k, v in summary.items() if k not in DETAILS} | {"accuracy": accuracies or None}
+
+
+def earlier_seconds(store: Store) -> dict[str, float]:
+    """How long steps took in earlier runs into this storage: what is there already keeps its time [s]."""
+    try:
+        return dict(store.read_json("run.json").get("steps", {}))
+    except FileNotFoundError:
+        return {}
 
 
 def _row(title: str, *cells: str) -> str:

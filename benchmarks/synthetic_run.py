@@ -1,0 +1,172 @@
+"""A finished run without models: real image files, listing, selection, scores and tables; only the labels are drawn.
+
+For reports of any size, in benchmarks and tests; nothing in it needs Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from upl_ray import pseudo_labels, schema, score
+from upl_ray.artifacts import Artifact, Store
+from upl_ray.config import Config
+from upl_ray.corpus import Corpus, list_corpus
+from upl_ray.report.finished import word_artifact
+
+LABELERS = ("alpha", "beta", "target")
+DIGEST = "0123456789ab"  # stands for a fingerprint: nothing is looked up by it
+
+
+@dataclass(frozen=True)
+class SyntheticRun:
+    """What to make up."""
+
+    storage: Path
+    images: Path  # a folder of image files; the first sub-folder of each is its true class
+    classnames: tuple[str, ...]
+    variants: tuple[str, ...] = ("upl*", "upl")
+    labels: str = "folders"
+    members: int = 8
+    epochs: int = 5
+    top_k: int = 4
+    starved: tuple[int, ...] = ()  # classes that nobody predicts
+    rejected: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    def write(self) -> Store:
+        """Write the whole storage."""
+        store = Store(str(self.storage))
+        config = self.config()
+        corpus = list_corpus(store, config.corpus, config.compute.shard_size)
+        made = {variant: self._variant(store, corpus, variant) for variant in self.variants}
+        for name in LABELERS:
+            Artifact(store, f"features-{name}", DIGEST).finish(backbone={}, identity={})
+        folders = {v: {step: a.folder for step, a in steps.items()} for v, steps in made.items()}
+        scores = {v: self._scores(corpus, v, steps) for v, steps in made.items()}
+        first = made[self.variants[0]]
+        store.write_json("config.json", config.model_dump(mode="json"))
+        store.write_json(
+            "run.json",
+            {
+                "status": "done",
+                "seconds": 12.3,
+                "storage": store.uri,
+                "classifier": first["classifier"].uri,
+                "classifiers": {v: steps["classifier"].uri for v, steps in made.items()},
+                "predictions": first["predictions"].uri,
+                "target": "target",
+                "images": corpus.images,
+                "rejected": len(self.rejected),
+                "rejected_by_reason": {r.partition(":")[0]: 1 for r in self.rejected.values()},
+                "starved_classes": scores[self.variants[0]]["selection"]["starved"],
+                "scores": scores,
+                "report": store.join("report/index.html"),
+                "artifacts": {
+                    "corpora": {"corpus": corpus.artifact.folder},
+                    "features": {name: f"features-{name}-{DIGEST}" for name in LABELERS},
+                    "variants": folders,
+                },
+                "steps": {"features": 4.5, folders[self.variants[0]]["members"]: 61.0},
+                "config": config.model_dump(mode="json"),
+            },
+        )
+        return store
+
+    def config(self) -> Config:
+        """The configuration that such a run would have."""
+        return Config.model_validate(
+            {
+                "corpus": {"uri": str(self.images), "labels": self.labels},
+                "classnames": list(self.classnames),
+                "template": "a photo of {}.",
+                "backbones": [{"model": "RN50", "pretrained": "openai", "name": name} for name in LABELERS],
+                "target": "target",
+                "variants": list(self.variants),
+                "storage_path": str(self.storage),
+                "label": {"top_k": self.top_k},
+                "train": {"members": self.members, "epochs": self.epochs},
+                "compute": {"shard_size": 1000},
+            }
+        )
+
+    def labelers(self, variant: str) -> tuple[str, ...]:
+        """Names in the order of columns."""
+        return LABELERS if variant == "upl*" else ("target",)
+
+    def _variant(self, store: Store, corpus: Corpus, variant: str) -> dict[str, Artifact]:
+        digest = f"{len(variant)}{DIGEST[1:]}"
+        steps = ("pseudo_labels", "selection", "views", "members", "classifier", "predictions")
+        pseudo, selection, views, members, classifier, predictions = (Artifact(store, s, digest) for s in steps)
+        rng = np.random.default_rng([self.seed, len(variant)])
+        chosen = []
+        for shard in corpus.shards:
+            table = self._pseudo(corpus.listing(shard)["image_id"].to_pylist(), len(self.labelers(variant)), rng)
+            pseudo.commit(shard.state, parts=[pseudo.write_part(shard.state, table)], rows=len(table))
+            after = self._predictions(table, rng)
+            predictions.commit(shard.state, parts=[predictions.write_part(shard.state, after)], rows=len(after))
+            ids = pa.array([shard.id] * len(table), pa.string())
+            chosen.append(table.select(["image_id", "pseudo_label", "confidence"]).append_column("shard", ids))
+        store.write_table(selection.name("selection.parquet"), pseudo_labels.top_k(chosen, self.top_k))
+        rejected = [{"image_id": i, "reason": r} for i, r in self.rejected.items()]
+        store.write_table(predictions.name("rejected.parquet"), pa.Table.from_pylist(rejected, schema=schema.REJECTED))
+        store.write_table(members.name("history.parquet"), self._history(rng))
+        words = rng.choice(["it", "<b>", "photo", "…"], (self.members, 4)).tolist()
+        word_artifact(classifier).finish(words=words, distances=np.ones((self.members, 4)).tolist(), between_words=0.5)
+        classifier.finish(classnames=list(self.classnames), variant=variant, members=members.folder)
+        for artifact in (pseudo, selection, views, members, predictions):
+            artifact.finish()
+        return {
+            "pseudo": pseudo,
+            "selection": selection,
+            "views": views,
+            "members": members,
+            "classifier": classifier,
+            "predictions": predictions,
+        }
+
+    def _drawn(self, true: npt.NDArray[Any], share: float, rng: np.random.Generator) -> npt.NDArray[Any]:
+        """The truth, or in a share of cases another class; never a starved one."""
+        c = len(self.classnames)
+        labels = np.where(rng.random(len(true)) < share, rng.integers(0, c, len(true)), true)
+        allowed = np.array([i for i in range(c) if i not in self.starved])
+        return np.where(np.isin(labels, self.starved), allowed[labels % len(allowed)], labels).astype(np.int32)
+
+    def _pseudo(self, ids: list[str], n_labelers: int, rng: np.random.Generator) -> pa.Table:
+        ids = [i for i in ids if i not in self.rejected]
+        true = np.array([self.classnames.index(i.split("/")[0]) for i in ids])
+        own = np.stack([self._drawn(true, 0.3 + 0.1 * b, rng) for b in range(n_labelers)], axis=1)
+        confidence = rng.beta(4, 2, (len(ids), n_labelers)).astype(np.float32)
+        columns = [ids, own[:, 0], confidence.mean(axis=1), own.tolist(), confidence.tolist()]
+        return pa.table(columns, schema=schema.PSEUDO_LABELS)
+
+    def _predictions(self, pseudo: pa.Table, rng: np.random.Generator) -> pa.Table:
+        ids = pseudo["image_id"].to_pylist()
+        true = np.array([self.classnames.index(i.split("/")[0]) for i in ids])
+        members = np.stack([self._drawn(true, 0.2, rng) for _ in range(self.members)], axis=1)
+        names = [self.classnames[i] for i in members[:, 0]]
+        confidence = rng.beta(5, 2, len(ids)).astype(np.float32)
+        return pa.table([ids, members[:, 0], names, confidence, members.tolist()], schema=schema.PREDICTIONS)
+
+    def _history(self, rng: np.random.Generator) -> pa.Table:
+        rows = [
+            {"member": m, "epoch": e, "lr": 0.002, "loss": 2 / (e + 1) + 0.1 * rng.random()}
+            for m in range(self.members)
+            for e in range(self.epochs)
+        ]
+        return pa.Table.from_pylist(rows, schema=schema.HISTORY)
+
+    def _scores(self, corpus: Corpus, variant: str, steps: dict[str, Artifact]) -> dict[str, Any]:
+        names, labelers = self.classnames, list(self.labelers(variant))
+        selection = corpus.artifact.store.read_table(steps["selection"].name("selection.parquet"))
+        return {
+            "labelers": labelers,
+            "selection": score.score_selection(corpus, selection, self.labels, names),
+            "zero_shot": {"corpus": score.score_zero_shot(corpus, self.labels, steps["pseudo"], labelers, names)},
+            "predictions": {"corpus": score.score_predictions(corpus, self.labels, steps["predictions"], names)},
+        }

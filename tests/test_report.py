@@ -1,0 +1,354 @@
+"""Reports of made-up runs: rebuilt from storage alone, every name escaped, every number from the tables."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from s3_server import S3Server
+
+from benchmarks.synthetic_run import SyntheticRun
+from upl_ray.artifacts import Store
+from upl_ray.config import ConfigError
+from upl_ray.report import thumbnails
+from upl_ray.report.compare import differences, write_comparison
+from upl_ray.report.page import PAGE, write_report
+from upl_ray.report.words import between_words, nearest
+
+ROOT = Path(__file__).parent.parent
+NASTY = ("<script>alert(1)<script>", "\"quotes\" & 'more'", "$a_1$ <title>", "日本 \u2028 \u202e rtl", "{{ 7*7 }}")
+FILE_NAMES = ("it's.png", 'a "b".png', "<img src=x onerror=alert(2)>.png", "line\u2028.png", "plain.png", "=1+1.png")
+
+
+def write_images(folder: Path, names: tuple[str, ...], per_class: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for file in per_class:
+            noise = rng.integers(0, 40, (30, 50, 3)) + 20 * i
+            Image.fromarray(noise.astype(np.uint8)).save(folder / name / file, "PNG")
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A run whose every name is an attempt to break the page."""
+    folder = tmp_path_factory.mktemp("nasty")
+    write_images(folder / "images", NASTY, FILE_NAMES)
+    bad = f"{NASTY[1]}/<img src=x onerror=alert(2)>.png"
+    run = SyntheticRun(
+        folder / "run", folder / "images", NASTY, starved=(4,), rejected={bad: "damaged image: <b>boo</b>"}
+    )
+    store = run.write()
+    write_report(store)
+    return store
+
+
+class Seen(html.parser.HTMLParser):
+    """Elements, attributes and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    handle_startendtag = handle_starttag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def page_of(store: Store) -> str:
+    return store.read(PAGE).decode()
+
+
+def test_names_from_data_are_text_and_nothing_else(nasty: Store) -> None:
+    seen = Seen(page_of(nasty))
+    text = "".join(seen.text)
+    for name in NASTY:
+        assert name in text
+    tags = [tag for tag, _ in seen.elements]
+    assert tags.count("script") == 2  # the page's own, and its data
+    assert not any(a.startswith("on") for _, attributes in seen.elements for a in attributes)
+    assert all(a.get("src", "").startswith("data:image/webp;base64,") for t, a in seen.elements if t == "img")
+    data = json.loads(next(t for t in seen.text if t.startswith('{"images"')))
+    assert data["names"][0] == NASTY[0]
+
+
+def test_the_page_needs_and_may_load_nothing(nasty: Store) -> None:
+    seen = Seen(page_of(nasty))
+    policy = next(a["content"] for t, a in seen.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert "unsafe-inline" not in policy.replace("style-src-attr 'unsafe-inline'", "")
+    addresses = [a.get(k) or "" for t, a in seen.elements for k in ("src", "href", "xlink:href") if a.get(k)]
+    assert [x for x in addresses if not x.startswith(("data:", "#", "tables/", "figures/", "labels/"))] == []
+    assert not re.search(r"url\((?!#)", page_of(nasty))
+
+
+def test_every_link_of_the_page_leads_somewhere(nasty: Store) -> None:
+    seen = Seen(page_of(nasty))
+    ids = [a["id"] for _, a in seen.elements if a.get("id")]
+    assert len(ids) == len(set(ids))
+    for _, attributes in seen.elements:
+        address = attributes.get("href") or attributes.get("xlink:href") or ""
+        if address.startswith("#"):
+            assert address[1:] in ids
+        elif address and not address.startswith("data:"):
+            nasty.read(f"report/{address}")
+    for _, attributes in seen.elements:
+        for target in (attributes.get("aria-labelledby") or "").split():
+            assert target in ids
+
+
+def test_pictures_say_what_they_are(nasty: Store) -> None:
+    seen = Seen(page_of(nasty))
+    assert all(a.get("alt") for t, a in seen.elements if t == "img")
+    figures = [a for t, a in seen.elements if t == "svg" and a.get("role") == "img"]
+    assert len(figures) >= 12
+    assert all(a.get("aria-labelledby") for a in figures)
+
+
+def test_a_rebuild_from_a_copy_of_the_storage_alone_is_the_same_page(nasty: Store, tmp_path: Path) -> None:
+    shutil.copytree(nasty.uri, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "report")
+    command = [sys.executable, "jobs/report.py", str(tmp_path / "copy")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    images = Path(nasty.read_json("run.json")["config"]["corpus"]["uri"])
+    images.rename(images.with_name("away"))  # a rebuild must not look for the corpus
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    finally:
+        images.with_name("away").rename(images)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "copy" / PAGE)
+    assert (tmp_path / "copy" / PAGE).read_text() == page_of(nasty)
+
+
+def test_a_report_that_is_there_is_not_made_again(nasty: Store) -> None:
+    page = Path(nasty.uri) / PAGE
+    before = page.stat().st_mtime_ns
+    write_report(nasty)
+    assert page.stat().st_mtime_ns == before
+    write_report(nasty, again=True)
+    assert page.stat().st_mtime_ns > before
+
+
+def test_reports_load_neither_ray_nor_open_clip(nasty: Store) -> None:
+    code = (
+        "import sys; from upl_ray.artifacts import Store; from upl_ray.report.page import write_report; "
+        f"write_report(Store({nasty.uri!r}), again=True); "
+        "print(sorted({'ray', 'open_clip'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def rows_of(store: Store, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(store.read(name).decode(), newline="")))
+
+
+def test_exports_hold_every_image_once(nasty: Store) -> None:
+    files = sum(1 for _ in Path(nasty.read_json("run.json")["config"]["corpus"]["uri"]).rglob("*.png"))
+    for variant in ("upl-star", "upl"):
+        predictions = rows_of(nasty, f"report/labels/predictions-{variant}.csv")
+        assert len({r["image_id"] for r in predictions}) == len(predictions) == files - 1
+        sample = nasty.read_json(f"report/labels/fiftyone-{variant}/labels.json")
+        places = nasty.read_json(f"report/labels/fiftyone-{variant}/data.json")
+        assert sample["labels"].keys() == places.keys()
+        for key, row in zip(sorted(places), predictions, strict=True):
+            assert Path(places[key]).is_file()
+            assert places[key].endswith(row["image_id"])
+            entry = sample["labels"][key]
+            assert sample["classes"][entry["label"]] == row["classname"]
+            assert entry["confidence"] == float(row["confidence"])
+            assert not any("." in k for k in places)  # FiftyOne would take what follows for a suffix
+
+
+def test_tables_are_the_same_as_csv_and_json(nasty: Store) -> None:
+    names = [n.removesuffix(".csv") for n in nasty.names("report/tables") if n.endswith(".csv")]
+    assert {"rejected", "accuracy", "class-bias", "losses", "classes-upl", "selected-upl-star"} <= set(names)
+    for name in names:
+        as_json: list[dict[str, Any]] = nasty.read_json(f"report/tables/{name}.json")
+        as_csv = rows_of(nasty, f"report/tables/{name}.csv")
+        assert [[("" if v is None else str(v)) for v in r.values()] for r in as_json] == [
+            list(r.values()) for r in as_csv
+        ]
+    assert rows_of(nasty, "report/tables/rejected.csv")[0]["reason"] == "damaged image: <b>boo</b>"
+
+
+def test_starved_classes_come_first_then_those_of_least_agreement(nasty: Store) -> None:
+    cards = [a for t, a in Seen(page_of(nasty)).elements if t == "article"]
+    assert next(c["data-label"] for c in cards if c["data-variant"] == "upl-star") == "4"
+    classes = {r["class"]: r for r in rows_of(nasty, "report/tables/classes-upl-star.csv")}
+    order = [classes[c["data-label"] or ""] for c in cards if c["data-variant"] == "upl-star"]
+    keys = [(int(r["selected"]), float(r["labelers_agree"] or 1)) for r in order]
+    assert keys == sorted(keys)
+
+
+def test_figures_are_written_as_png(nasty: Store) -> None:
+    names = nasty.names("report/figures")
+    assert len(names) >= 12
+    for name in names:
+        with Image.open(io.BytesIO(nasty.read(f"report/figures/{name}"))) as image:
+            assert min(image.size) > 150
+
+
+def test_accuracies_of_the_page_are_those_of_the_scores(nasty: Store) -> None:
+    scores = nasty.read_json("run.json")["scores"]["upl*"]
+    shown = {r["what"]: float(r["share"]) for r in nasty.read_json("report/tables/accuracy.json")}
+    accuracy = scores["zero_shot"]["corpus"]["accuracy"]
+    assert shown["zero-shot, all fused"] == pytest.approx(accuracy["fused"])
+    assert shown["zero-shot, beta"] == pytest.approx(accuracy["beta"])
+    learned = scores["predictions"]["corpus"]["accuracy"]
+    assert shown["UPL*, ensemble"] == pytest.approx(learned["ensemble"])
+    assert f"{100 * learned['ensemble']:.1f} %" in page_of(nasty)
+
+
+def test_without_labels_the_page_says_what_it_does_not_know(nasty: Store, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ("a", "b", "c"), FILE_NAMES)
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b", "c"), ("upl",), labels="none").write()
+    write_report(store)
+    text = " ".join("".join(Seen(page_of(store)).text).split())
+    assert "nothing on this page is an accuracy" in text
+    assert "Agreement (no accuracy)" in text
+    assert "accuracy.png" not in store.names("report/figures")
+    assert not re.search(r"\d+ of \d+ right|dashed frame|calibration error", text)
+    assert re.search(r"\d+ of \d+ right|dashed frame|calibration error", page_of(nasty))
+
+
+def test_missing_images_leave_a_place_and_a_reason(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",), top_k=6).write()
+    (tmp_path / "images" / "a" / FILE_NAMES[0]).unlink()
+    (tmp_path / "images" / "b" / FILE_NAMES[1]).write_bytes(b"no image any more")
+    write_report(store)
+    (folder,) = [p.name for p in Path(store.uri).glob("thumbnails-*")]
+    missing = [r for r in store.read_table(f"{folder}/sprites.parquet")["missing"].to_pylist() if r != "{}"]
+    assert "missing file" in "".join(missing)
+    assert "not an image" in "".join(missing)
+
+
+def test_a_corpus_that_is_away_costs_the_pictures_only_until_it_is_back(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",)).write()
+    (tmp_path / "images").rename(tmp_path / "away")
+    write_report(store)
+    assert "could not be shown" in page_of(store)
+    assert list(Path(store.uri).glob("thumbnails-*")) == []
+    (tmp_path / "away").rename(tmp_path / "images")
+    write_report(store, again=True)
+    assert "could not be shown" not in page_of(store)
+
+
+def test_sprites_stay_within_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    tiles: dict[str, list[thumbnails.Tile]] = {
+        str(k): [rng.integers(0, 255, (96, 96, 3)).astype(np.uint8) for _ in range(16)] for k in range(6)
+    }
+    sizes = []
+    for budget in (10**9, 60_000, 30_000):
+        monkeypatch.setattr(thumbnails, "BUDGET", budget)
+        made = list(thumbnails._within_budget(tiles))
+        assert [k for k, *_ in made] == list(tiles)
+        assert sum(len(webp) for _, _, webp, _ in made) <= budget
+        for _, _, webp, size in made:
+            with Image.open(io.BytesIO(webp)) as image:
+                assert image.size == (8 * size, 2 * size)
+        sizes.append(made[0][3])
+    assert sizes[0] == 96
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_tile_shows_the_centre_of_its_image() -> None:
+    picture = np.zeros((20, 60, 3), np.uint8)
+    picture[:, 20:40] = (200, 100, 50)
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "PNG")
+    tile = thumbnails.make_tile(out.getvalue(), 20)
+    assert not isinstance(tile, str)
+    np.testing.assert_allclose(tile[:, 3:-3], np.broadcast_to([200, 100, 50], (20, 14, 3)), atol=3)
+
+
+def test_nearest_words_equal_a_naive_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ctx, table = torch.randn(3, 4, 8, generator=generator), torch.randn(50, 8, generator=generator)
+    tokens, distances = nearest(ctx, table)
+    for s in range(3):
+        for m in range(4):
+            each = [math_distance(ctx[s, m], row) for row in table]
+            assert tokens[s, m] == int(np.argmin(each))
+            assert float(distances[s, m]) == pytest.approx(min(each), rel=1e-4)
+    closest = [min(math_distance(a, b) for j, b in enumerate(table) if j != i) for i, a in enumerate(table)]
+    assert between_words(table) == pytest.approx(sorted(closest)[(len(closest) - 1) // 2], rel=1e-3)
+
+
+def math_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(sum((float(x) - float(y)) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5)
+
+
+def test_runs_are_compared_image_by_image(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ("a", "b", "<b>c"), tuple(f"{i}.png" for i in range(12)))
+    made = [
+        SyntheticRun(tmp_path / f"run{i}", tmp_path / "images", ("a", "b", "<b>c"), ("upl",), top_k=4 + i, seed=i)
+        for i in range(2)
+    ]
+    stores = [m.write() for m in made]
+    address = write_comparison(stores)
+    page = Path(address).read_text()
+    tables = [{r["image_id"]: r["label"] for r in _predicted(s)} for s in stores]
+    ids = tables[0].keys() & tables[1].keys()
+    same = sum(tables[0][i] == tables[1][i] for i in ids) / len(ids)
+    text = " ".join("".join(Seen(page).text).split())
+    assert f"On {len(ids)} images of both (corpus) they give the same label to {100 * same:.1f} %" in text
+    right = [sum(("a", "b", "<b>c")[t[i]] == i.split("/")[0] for i in ids) for t in tables]
+    assert f"{100 * (right[1] - right[0]) / len(ids):+.1f} points" in text
+    assert "label.top_k" in text
+
+
+def _predicted(store: Store) -> list[dict[str, Any]]:
+    folder = Path(store.read_json("run.json")["predictions"]).name
+    commits = [store.read_json(f"{folder}/commits/{c}") for c in store.names(f"{folder}/commits")]
+    return [r for c in commits for p in c["parts"] for r in store.read_table(f"{folder}/{p}").to_pylist()]
+
+
+def test_only_fields_that_differ_are_listed() -> None:
+    configs = {"A": {"x": 1, "s": {"y": 2, "z": [1]}}, "B": {"x": 1, "s": {"y": 3, "z": [1]}, "new": True}}
+    assert differences(configs) == [["s.y", "2", "3"], ["new", "–", "True"]]
+
+
+def test_a_report_in_object_storage_is_the_same_report(nasty: Store, s3: S3Server) -> None:
+    bucket = s3.create_bucket()
+    s3.upload(Path(nasty.uri), bucket, "run")
+    remote = Store(f"s3://{bucket}/run")
+    before = len(s3.requests(bucket))
+    write_report(remote, again=True)
+    assert remote.read(PAGE) == nasty.read(PAGE)
+    for file in ("labels/predictions-upl.csv", "labels/fiftyone-upl/labels.json", "tables/rejected.csv"):
+        assert remote.read(f"report/{file}") == nasty.read(f"report/{file}")
+    kinds = {r.kind for r in s3.requests(bucket, before)}
+    assert kinds <= {"GET", "HEAD", "PUT", "LIST"}
+
+
+def test_a_folder_without_a_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No finished run"):
+        write_report(Store(str(tmp_path)))
+    (tmp_path / "run.json").write_text('{"status": "done"}')
+    with pytest.raises(ConfigError, match="older version; run the job again"):
+        write_report(Store(str(tmp_path)))

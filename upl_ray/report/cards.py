@@ -1,0 +1,127 @@
+"""The selected images of each class, as cards: a picture, what is known of it, and the rows behind it."""
+
+from __future__ import annotations
+
+import base64
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from upl_ray.corpus import Corpus
+from upl_ray.report.findings import Findings
+from upl_ray.report.thumbnails import COLUMNS, MAX_SPRITES, Sprite, Wanted, load_sprites
+
+Rows = dict[int, list[dict[str, Any]]]  # class -> its selected images by rank
+
+
+@dataclass(frozen=True)
+class Card:
+    """One class of one variant."""
+
+    variant: str  # slug
+    label: int
+    classname: str
+    images: int  # selected
+    predicted: int  # images of the corpus with this pseudo-label
+    confidence: tuple[float, float] | None  # of the selected images, highest and lowest
+    labelers_agree: float | None  # mean over the selected images; None with one labeler
+    members_agree: float | None
+    right: int | None  # selected images whose true label is the class, of `known`
+    known: int
+    sprite: Sprite | None = None
+    wrong: tuple[int, ...] = ()  # positions of tiles whose true label is another class
+
+    @property
+    def agreement(self) -> float:
+        """What cards are ordered by: agreement of labelers, or of members where there is one labeler."""
+        value = self.members_agree if self.labelers_agree is None else self.labelers_agree
+        return 1.0 if value is None else value
+
+    @property
+    def source(self) -> str:
+        """The picture as a data address."""
+        assert self.sprite is not None
+        return data_address(self.sprite)
+
+
+def data_address(sprite: Sprite) -> str:
+    """A picture as an address that holds it."""
+    return "data:image/webp;base64," + base64.b64encode(sprite.webp).decode()
+
+
+def by_class(found: Findings) -> Rows:
+    """The selected images of each class, the most confident first."""
+    rows: Rows = defaultdict(list)
+    for row in found.selected:
+        rows[row["pseudo_label"]].append(row)
+    return {label: sorted(of, key=lambda r: int(r["rank"])) for label, of in rows.items()}
+
+
+def make_cards(found: list[Findings], names: tuple[str, ...], corpus: Corpus) -> tuple[list[Card], dict[str, Sprite]]:
+    """Cards of every variant and class, those that need a look first, and the sprites of changed images by variant.
+
+    A page holds MAX_SPRITES pictures; where there are more classes, those that need a look least go without.
+    """
+    rows = {f.slug: by_class(f) for f in found}
+    bare = [_card(f, c, name, rows[f.slug].get(c, [])) for f in found for c, name in enumerate(names)]
+    order = {f.slug: i for i, f in enumerate(found)}
+    bare.sort(key=lambda card: (order[card.variant], card.images, card.agreement, card.label))
+    wanted: Wanted = {f"{f.slug} changed": _places(f.corpus["examples"]) for f in found}
+    fair = sorted(bare, key=lambda card: (card.images, card.agreement))[: MAX_SPRITES - len(wanted)]
+    wanted |= {f"{c.variant} {c.label}": _places(rows[c.variant].get(c.label, [])) for c in fair}
+    sprites = load_sprites(corpus, {key: places for key, places in wanted.items() if places})
+    cards = [_with_sprite(c, rows[c.variant].get(c.label, []), sprites.get(f"{c.variant} {c.label}")) for c in bare]
+    return cards, {f.slug: sprites[f"{f.slug} changed"] for f in found if f"{f.slug} changed" in sprites}
+
+
+def _places(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["shard"], row["image_id"]) for row in rows]
+
+
+def _card(f: Findings, label: int, classname: str, rows: list[dict[str, Any]]) -> Card:
+    known = [r for r in rows if r["true_label"] is not None]
+    several = len(f.variant.labelers) > 1
+    return Card(
+        variant=f.slug,
+        label=label,
+        classname=classname,
+        images=len(rows),
+        predicted=f.corpus["predicted"]["fused"][label],
+        confidence=(rows[0]["confidence"], rows[-1]["confidence"]) if rows else None,
+        labelers_agree=float(np.mean([r["labelers_agree"] for r in rows])) if rows and several else None,
+        members_agree=float(np.mean([r["members_agree"] for r in rows])) if rows else None,
+        right=sum(r["true_label"] == label for r in known) if known else None,
+        known=len(known),
+    )
+
+
+def _with_sprite(card: Card, rows: list[dict[str, Any]], sprite: Sprite | None) -> Card:
+    shown = rows[: sprite.tiles if sprite else 0]
+    wrong = tuple(i for i, r in enumerate(shown) if r["true_label"] not in (None, card.label))
+    return replace(card, sprite=sprite, wrong=wrong)
+
+
+def frames(wrong: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Column and row of tiles."""
+    return [(i % COLUMNS, i // COLUMNS) for i in wrong]
+
+
+def image_rows(found: list[Findings], cards: list[Card]) -> dict[str, dict[int, list[list[Any]]]]:
+    """For the page's script, by variant and class: id, confidence, who agrees and true class of images with thumbnails.
+
+    No more of them, so that the page's size does not depend on K; all are in the tables beside it.
+    """
+    rows: dict[str, dict[int, list[list[Any]]]] = {f.slug: {} for f in found}
+    of_class = {f.slug: by_class(f) for f in found}
+    for card in cards:
+        if card.sprite:
+            shown = of_class[card.variant][card.label][: card.sprite.tiles]
+            rows[card.variant][card.label] = [_image_row(r, card.labelers_agree is not None) for r in shown]
+    return rows
+
+
+def _image_row(r: dict[str, Any], several: bool) -> list[Any]:
+    labelers = round(r["labelers_agree"], 3) if several else None
+    return [r["image_id"], round(r["confidence"], 4), labelers, round(r["members_agree"], 3), r["true_label"]]

@@ -1,0 +1,141 @@
+"""A finished run as its storage describes it: what `run.json` names, opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from upl_ray.artifacts import Artifact, Store, fingerprint
+from upl_ray.config import ConfigError
+from upl_ray.corpus import Corpus, Shard, read_corpus
+
+WORDS_VERSION = 1  # raise when the same classifier gives other words
+TITLES = {"upl*": "UPL*", "upl": "UPL"}
+SLUGS = {"upl*": "upl-star", "upl": "upl"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The artifacts of one variant."""
+
+    name: str
+    labelers: tuple[str, ...]  # in the order of the columns of its pseudo-labels
+    pseudo: Artifact
+    selection: Artifact
+    views: Artifact
+    members: Artifact
+    classifier: Artifact
+    predictions: Artifact
+
+    @property
+    def title(self) -> str:
+        """The name as people write it."""
+        return TITLES[self.name]
+
+    @property
+    def slug(self) -> str:
+        """The name in file names and ids."""
+        return SLUGS[self.name]
+
+    @cached_property
+    def done(self) -> set[str]:
+        """States of the shards that have both pseudo-labels and predictions; listed once: listings cost."""
+        return self.pseudo.committed() & self.predictions.committed()
+
+    def shards(self, corpus: Corpus) -> list[Shard]:
+        """The shards of a corpus that the run has worked on; what was listed later is left out."""
+        return [s for s in corpus.shards if s.state in self.done]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Everything a report needs to know where things lie."""
+
+    store: Store
+    summary: dict[str, Any]  # run.json
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration that the run was made with."""
+        return dict(self.summary["config"])
+
+    @property
+    def target(self) -> str:
+        """Name of the backbone that prompts were learned for."""
+        return str(self.summary["target"])
+
+    @cached_property
+    def variants(self) -> tuple[Variant, ...]:
+        """The variants, the exported one first."""
+        made: dict[str, dict[str, str]] = self.summary["artifacts"]["variants"]
+        return tuple(
+            Variant(
+                name,
+                tuple(self.summary["scores"][name]["labelers"]),
+                **{step: _artifact(self.store, folder) for step, folder in made[name].items()},
+            )
+            for name in self.config["variants"]
+        )
+
+    @cached_property
+    def classnames(self) -> tuple[str, ...]:
+        """Names of the C classes, in the order of indices."""
+        return tuple(manifest_of(self.variants[0].classifier)["classnames"])
+
+    @cached_property
+    def corpora(self) -> dict[str, Corpus]:
+        """The corpus, and the held-out images if there are any: `corpus`, `scored`."""
+        folders: dict[str, str] = self.summary["artifacts"]["corpora"]
+        return {part: read_corpus(_artifact(self.store, folder)) for part, folder in folders.items()}
+
+    @property
+    def addresses(self) -> str:
+        """Where the corpus lies, as the configuration says it."""
+        uri = self.config["corpus"]["uri"]
+        return uri if isinstance(uri, str) else ", ".join(uri)
+
+    def label_rule(self, part: str) -> str:
+        """Where true labels of a corpus come from; `none` if there are none."""
+        return str(self.config[part]["labels"])
+
+
+def open_run(uri: str) -> FinishedRun:
+    """Open the storage of a finished run.
+
+    Raises:
+        ConfigError: there is no finished run, or one that was made before reports existed.
+    """
+    store = Store(uri)
+    try:
+        summary = store.read_json("run.json")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"No finished run lies in {uri!r} ({error}); name a run's storage_path.") from None
+    if "artifacts" not in summary:
+        raise ConfigError(
+            f"{store.join('run.json')} was written by an older version; run the job again, which computes nothing anew."
+        )
+    return FinishedRun(store, summary)
+
+
+def word_artifact(classifier: Artifact) -> Artifact:
+    """Where the nearest words of a classifier's context vectors lie."""
+    identity = {"version": WORDS_VERSION, "classifier": classifier.fingerprint}
+    return Artifact(classifier.store, "words", fingerprint(identity))
+
+
+def manifest_of(artifact: Artifact) -> dict[str, Any]:
+    """The manifest of an artifact that must be finished.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    manifest = artifact.manifest()
+    if manifest is None:
+        raise FileNotFoundError(f"{artifact.uri} is not finished, but the run names it; run the job again.")
+    return manifest
+
+
+def _artifact(store: Store, folder: str) -> Artifact:
+    step, _, digest = folder.rpartition("-")
+    return Artifact(store, step, digest)

@@ -1,0 +1,172 @@
+"""Writes the report of a finished run: one page that needs nothing else, figures as PNG, tables as CSV and JSON.
+
+report/index.html      the page; figures/*.png, tables/*.csv, tables/*.json: what it shows, for slides and programs
+report/labels/         pseudo-labels and predictions as CSV, and in a form that FiftyOne imports
+report/tensorboard/    training curves of the members
+report/manifest.json   written last
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from upl_ray.artifacts import Store, fingerprint
+from upl_ray.progress import duration
+from upl_ray.report import exhibits
+from upl_ray.report.cards import Card, image_rows, make_cards
+from upl_ray.report.events import write_events
+from upl_ray.report.exhibit import Exhibit
+from upl_ray.report.export import AT_ONCE, as_csv, as_json, export_labels
+from upl_ray.report.figures import figure_style, to_png, to_svg
+from upl_ray.report.findings import Findings, gather
+from upl_ray.report.finished import FinishedRun, open_run
+from upl_ray.report.html import render
+from upl_ray.report.thumbnails import Sprite
+from upl_ray.report.verdict import facts, provenance_rows, sentences, step_rows
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raise when the same run gives another report
+FOLDER = "report"
+PAGE = f"{FOLDER}/index.html"
+TABLE_ROWS = 40  # of a table on the page; the whole one lies beside it
+REJECTED_ROWS = 200
+
+
+def write_report(store: Store, again: bool = False, every_label: bool = False) -> str:
+    """Make the report of the run in a storage from what lies there; returns the page's address.
+
+    Args:
+        store: the storage of a finished run.
+        again: make it although it is there.
+        every_label: export the labels of a corpus of any size, not only of up to `AT_ONCE` images.
+
+    Raises:
+        ConfigError: there is no finished run, or one that was made before reports existed.
+    """
+    started = time.monotonic()
+    run = open_run(store.uri)
+    identity = {k: v for k, v in run.summary.items() if k not in ("status", "seconds", "steps")}
+    digest = fingerprint({"version": VERSION, "run": identity})
+    if not again and _made(store) == digest:
+        log.info("%-12s already there: %s", "report", store.join(PAGE))
+        return store.join(PAGE)
+    found = gather(run)
+    cards, changed = make_cards(found, run.classnames, run.corpora["corpus"])
+    shown = _exhibits(run, found)
+    for name, (header, rows) in _tables(run, found, cards).items():
+        _write_table(store, name, header, rows)
+    labels = export_labels(run, f"{FOLDER}/labels") if every_label or run.summary["images"] <= AT_ONCE else []
+    write_events(store, f"{FOLDER}/tensorboard", found)
+    html = render("report.html.j2", **_context(run, found, cards, changed, shown), labels=labels).encode()
+    store.write(PAGE, html)
+    store.write_json(f"{FOLDER}/manifest.json", {"fingerprint": digest, "bytes": len(html), "figures": len(shown)})
+    took = duration(time.monotonic() - started)
+    log.info("%-12s %.1f MB, %d figures in %s: %s", "report", len(html) / 1e6, len(shown), took, store.join(PAGE))
+    return store.join(PAGE)
+
+
+def _made(store: Store) -> str | None:
+    try:
+        return str(store.read_json(f"{FOLDER}/manifest.json")["fingerprint"])
+    except FileNotFoundError:
+        return None
+
+
+def _exhibits(run: FinishedRun, found: list[Findings]) -> list[dict[str, Any]]:
+    """Draw every figure, write its files, and return what the page shows of it."""
+    shown = []
+    with figure_style():
+        for section, exhibit in exhibits.all_exhibits(found, run.classnames, int(run.config["label"]["top_k"])):
+            shown.append({"section": section, **show(run.store, FOLDER, exhibit)})
+    return shown
+
+
+def show(store: Store, folder: str, exhibit: Exhibit) -> dict[str, Any]:
+    """Write a figure's PNG and table, and return what a page shows of it; within `figure_style`."""
+    store.write(f"{folder}/figures/{exhibit.name}.png", to_png(exhibit.figure))
+    _write_table(store, exhibit.name, exhibit.header, exhibit.rows, folder)
+    return {
+        "name": exhibit.name,
+        "title": exhibit.title,
+        "caption": exhibit.caption,
+        "svg": to_svg(exhibit.figure, exhibit.name, exhibit.title, exhibit.caption),
+        "header": exhibit.header,
+        "rows": exhibit.rows[:TABLE_ROWS],
+        "n_rows": len(exhibit.rows),
+    }
+
+
+def _write_table(store: Store, name: str, header: list[str], rows: list[list[Any]], folder: str = FOLDER) -> None:
+    store.write(f"{folder}/tables/{name}.csv", as_csv(header, rows))
+    store.write(f"{folder}/tables/{name}.json", as_json(header, rows))
+
+
+def _tables(run: FinishedRun, found: list[Findings], cards: list[Card]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Tables that no figure stands for."""
+    header = ["class", "classname", "selected", "pseudo-labels", "labelers_agree", "members_agree", "right", "labeled"]
+    tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
+    names = run.classnames
+    for f in found:
+        mine = sorted((c for c in cards if c.variant == f.slug), key=lambda c: c.label)
+        tables[f"classes-{f.slug}"] = (
+            header,
+            [
+                [c.label, c.classname, c.images, c.predicted, c.labelers_agree, c.members_agree, c.right, c.known]
+                for c in mine
+            ],
+        )
+        fields = [
+            "image_id",
+            "pseudo_label",
+            "rank",
+            "confidence",
+            "labelers_agree",
+            "members_agree",
+            "label",
+            "true_label",
+        ]
+        tables[f"selected-{f.slug}"] = (
+            ["classname", *fields],
+            [[names[r["pseudo_label"]], *(r[field] for field in fields)] for r in f.selected],
+        )
+        rows = [list(e.values()) for e in f.corpus["examples"]]
+        tables[f"changed-{f.slug}"] = (
+            ["image_id", "shard", "before", "before_confidence", "after", "after_confidence", "true"],
+            rows,
+        )
+    tables["rejected"] = (["image_id", "reason"], _rejected(run))
+    return tables
+
+
+def _rejected(run: FinishedRun) -> list[list[Any]]:
+    rows = run.store.read_table(run.variants[0].predictions.name("rejected.parquet")).to_pylist()
+    return [[r["image_id"], r["reason"]] for r in rows]
+
+
+def _context(
+    run: FinishedRun, found: list[Findings], cards: list[Card], changed: dict[str, Sprite], shown: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the template is filled with."""
+    rejected = _rejected(run)
+    return {
+        "run": run,
+        "summary": run.summary,
+        "names": run.classnames,
+        "found": found,
+        "sentences": sentences(run, found),
+        "facts": facts(run, found),
+        "cards": cards,
+        "changed": changed,
+        "exhibits": shown,
+        "steps": step_rows(run),
+        "provenance": provenance_rows(run),
+        "rejected": rejected[:REJECTED_ROWS],
+        "n_rejected": len(rejected),
+        "rejected_file": run.variants[0].predictions.name("rejected.parquet"),
+        "images": image_rows(found, cards),
+        "judged": found[0].judged_part is not None,
+        "top_k": int(run.config["label"]["top_k"]),
+    }

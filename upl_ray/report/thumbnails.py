@@ -1,0 +1,200 @@
+"""Thumbnails of images that a report shows, in sprites: one WebP picture of several tiles is far smaller than one each.
+
+They are made once from the corpus and kept in storage, so that a report can be rebuilt when the corpus is gone.
+Shapes: t tile width and height.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageOps
+
+from upl_ray import images
+from upl_ray.artifacts import Artifact, fingerprint
+from upl_ray.corpus import Corpus, Shard
+from upl_ray.reading import read_images
+from upl_ray.report.read_ahead import read_ahead
+
+VERSION = 1  # raise when the same images give other sprites
+BUDGET = 4_500_000  # bytes of all sprites of a page, which base64 makes a third larger; the page shall stay below 10 MB
+COLUMNS = 8  # tiles in a row of a sprite
+MAX_TILES = 16_000  # of a page: 1,000 classes of 16 images
+MAX_SPRITES = 4_000
+MAX_TILES_OF_SPRITE = 64
+IMAGES_PER_TASK = 64  # whose bytes are held together
+SIZES = ((2_000, 96), (8_000, 64), (MAX_TILES, 48))  # up to so many tiles, tiles of so many pixels
+ATTEMPTS = ((96, 80), (96, 60), (64, 60), (64, 45), (48, 50), (48, 35), (40, 35), (40, 25), (32, 25), (24, 20))
+SAMPLE = 32  # sprites that are encoded to estimate the size of all
+COLUMN_TYPES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("tiles", pa.int32()),
+        ("tile", pa.int32()),  # width and height of a tile [pixels]
+        ("missing", pa.string()),  # JSON: position of a tile -> why it could not be had
+        ("webp", pa.binary()),
+    ]
+)
+
+Tile = images.Crop | str  # uint8 [t, t, 3], or the reason why there is none
+Wanted = dict[str, list[tuple[str, str]]]  # sprite -> (shard id, image id) of its tiles
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """Several thumbnails in one picture, in rows of COLUMNS."""
+
+    webp: bytes
+    tiles: int
+    tile: int  # width and height of a tile [pixels]
+    missing: dict[int, str]  # position -> why the image could not be had
+
+    @property
+    def rows(self) -> int:
+        """Rows of tiles."""
+        return math.ceil(self.tiles / COLUMNS)
+
+    @property
+    def columns(self) -> int:
+        """Tiles of the first row."""
+        return min(self.tiles, COLUMNS)
+
+
+def load_sprites(corpus: Corpus, wanted: Wanted) -> dict[str, Sprite]:
+    """The sprites that storage holds, or else new ones, which are stored unless the corpus could not be reached.
+
+    Where there are more than a page can hold, the first sprites and the first tiles of each are made.
+    """
+    wanted = _limited(wanted)
+    store = corpus.artifact.store
+    artifact = Artifact(store, "thumbnails", fingerprint({"version": VERSION, "wanted": wanted}))
+    if artifact.manifest() is not None:
+        return _read(artifact)
+    tiles, reached = _tiles(corpus, wanted)
+    sprites = {
+        key: Sprite(webp, len(tiles_of), size, {i: t for i, t in enumerate(tiles_of) if isinstance(t, str)})
+        for key, tiles_of, webp, size in _within_budget({k: [tiles[i] for _, i in of] for k, of in wanted.items()})
+    }
+    if reached:
+        _write(artifact, sprites)
+    return sprites
+
+
+def _limited(wanted: Wanted) -> Wanted:
+    kept = dict(itertools.islice(wanted.items(), MAX_SPRITES))
+    longest = min(MAX_TILES_OF_SPRITE, max((len(of) for of in kept.values()), default=0))
+    while longest > 1 and sum(min(len(of), longest) for of in kept.values()) > MAX_TILES:
+        longest -= 1
+    return {key: of[:longest] for key, of in kept.items()}
+
+
+def _read(artifact: Artifact) -> dict[str, Sprite]:
+    rows = artifact.store.read_table(artifact.name("sprites.parquet")).to_pylist()
+    return {
+        r["key"]: Sprite(r["webp"], r["tiles"], r["tile"], {int(i): w for i, w in json.loads(r["missing"]).items()})
+        for r in rows
+    }
+
+
+def _write(artifact: Artifact, sprites: dict[str, Sprite]) -> None:
+    rows = [
+        {"key": k, "tiles": s.tiles, "tile": s.tile, "missing": json.dumps(s.missing), "webp": s.webp}
+        for k, s in sprites.items()
+    ]
+    artifact.store.write_table(artifact.name("sprites.parquet"), pa.Table.from_pylist(rows, schema=COLUMN_TYPES))
+    artifact.finish(sprites=len(rows), bytes=sum(len(s.webp) for s in sprites.values()))
+
+
+def _tiles(corpus: Corpus, wanted: Wanted) -> tuple[dict[str, Tile], bool]:
+    """A tile or a reason for each image id, and whether the corpus could be reached at all."""
+    pairs = sorted({pair for of in wanted.values() for pair in of})
+    size = next((t for most, t in SIZES if len(pairs) <= most), SIZES[-1][1])
+    shards = {s.id: s for s in corpus.shards}
+    found: dict[str, Tile] = {}
+    reached = True
+    for tiles, answered in read_ahead(_groups(pairs, shards), lambda group: _read_group(corpus, *group, size)):
+        found |= tiles
+        reached &= answered
+    return found, reached
+
+
+def _groups(pairs: Iterable[tuple[str, str]], shards: dict[str, Shard]) -> Iterator[tuple[Shard, list[str]]]:
+    for shard, of_shard in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        ids = [image_id for _, image_id in of_shard]
+        for first in range(0, len(ids), IMAGES_PER_TASK):
+            yield shards[shard], ids[first : first + IMAGES_PER_TASK]
+
+
+def _read_group(corpus: Corpus, shard: Shard, ids: list[str], size: int) -> tuple[dict[str, Tile], bool]:
+    listing = corpus.listing(shard)
+    listing = listing.filter(pc.field("image_id").isin(ids))
+    try:
+        data = read_images(shard.root, listing)
+    except (OSError, RuntimeError) as error:  # away, unreachable, or changed: a report is worth having without pictures
+        return dict.fromkeys(ids, f"the corpus could not be read: {_first_line(error)}"), False
+    names = listing["image_id"].to_pylist()
+    return {i: make_tile(d, size) for i, d in zip(names, data, strict=True)}, True
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def make_tile(data: bytes | str, size: int) -> Tile:
+    """The centre square of an image [t, t, 3], which is what most models see of it; or why there is none."""
+    if isinstance(data, str):
+        return data
+    try:
+        image = images.decode(data)
+        return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+    except images.Rejected as error:
+        return str(error)
+    except (OSError, ValueError) as error:
+        return f"cannot be shown: {_first_line(error)}"
+
+
+def _within_budget(tiles: dict[str, list[Tile]]) -> Iterator[tuple[str, list[Tile], bytes, int]]:
+    """Encode all sprites at the best size and quality at which they stay within BUDGET: (key, tiles, WebP, size)."""
+    keys = [key for key, of in tiles.items() if of]
+    sample = keys[:: max(1, len(keys) // SAMPLE)]
+    largest = max((t.shape[0] for of in tiles.values() for t in of if not isinstance(t, str)), default=48)
+    attempts = [a for a in ATTEMPTS if a[0] <= largest]
+    for size, quality in attempts:
+        last = (size, quality) == attempts[-1]
+        estimate = sum(len(encode(tiles[k], size, quality)) for k in sample) * len(keys) / max(len(sample), 1)
+        if estimate > BUDGET and not last:
+            continue
+        encoded = {k: encode(tiles[k], size, quality) for k in keys}
+        if sum(map(len, encoded.values())) <= BUDGET or last:
+            yield from ((k, tiles[k], webp, size) for k, webp in encoded.items())
+            return
+
+
+def encode(tiles: list[Tile], size: int, quality: int) -> bytes:
+    """The tiles of one sprite as WebP; a crossed grey square stands for an image that could not be had."""
+    columns = min(len(tiles), COLUMNS)
+    full = len(tiles) % columns == 0
+    canvas = Image.new("RGB" if full else "RGBA", (columns * size, math.ceil(len(tiles) / COLUMNS) * size))
+    for i, tile in enumerate(tiles):
+        picture = _placeholder(size) if isinstance(tile, str) else Image.fromarray(tile)
+        if picture.size != (size, size):
+            picture = picture.resize((size, size), Image.Resampling.LANCZOS)
+        canvas.paste(picture, (i % COLUMNS * size, i // COLUMNS * size))
+    out = io.BytesIO()
+    canvas.save(out, "WEBP", quality=quality, method=4)
+    return out.getvalue()
+
+
+def _placeholder(size: int) -> Image.Image:
+    cross = np.full((size, size, 3), 128, np.uint8)
+    diagonal = np.arange(size)
+    cross[diagonal, diagonal] = cross[diagonal, size - 1 - diagonal] = 220
+    return Image.fromarray(cross)
