@@ -29,6 +29,7 @@ from upl_ray.members import read_members, unfinished_members
 from upl_ray.plan import Chain, needed_features, plan_chain, present_features
 from upl_ray.progress import duration
 from upl_ray.selection import select
+from upl_ray.text_features import text_artifact
 from upl_ray.views import make_views
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,9 @@ def run(config: Config) -> dict[str, Any]:
     """
     started = time.monotonic()
     inputs = prepare(config)
-    before = _Work()
+    before = Work()
     chains: dict[str, Chain] = {v: plan_chain(inputs, v) for v in config.variants}
-    rejected = _embed(inputs, chains, before)
+    rejected = embed_corpora(inputs, chains, before)
     for variant, chain in chains.items():
         _learn(inputs, variant, chain, rejected, before)
     scores = _score(inputs, chains)
@@ -72,7 +73,7 @@ def run(config: Config) -> dict[str, Any]:
     return summary
 
 
-class _Work:
+class Work:
     """Starts Ray at the first step that has something to do."""
 
     def __init__(self) -> None:
@@ -102,7 +103,7 @@ class _Work:
             log.warning("storage_path %s is local: all %d nodes must share it", config.storage_path, nodes)
 
 
-def _embed(inputs: Inputs, chains: dict[str, Chain], work: _Work) -> dict[str, str]:
+def embed_corpora(inputs: Inputs, chains: dict[str, Chain], work: Work) -> dict[str, str]:
     """Features that are needed; returns those images of the corpus that could not be read, with their reasons."""
     specs = list(inputs.specs.values())
     needed = needed_features(inputs, chains)
@@ -151,26 +152,23 @@ def rejected_by_reason(rejected: dict[str, str]) -> dict[str, int]:
     return dict(Counter(reason.partition(":")[0] for reason in rejected.values()).most_common())
 
 
-def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str], work: _Work) -> None:
+def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str], work: Work) -> None:
     """Everything between features and predictions for one variant."""
-    config, compute = inputs.config, inputs.config.compute
-    classnames, template, target = inputs.classnames, inputs.config.template, inputs.target
-    labelers = inputs.labelers(variant)
-    log.info("%-12s %s: labeled by %s, learned for %s", "variant", variant, _names(labelers), target.name)
-    if any(t.manifest() is None for t in chain.texts):
-        work.start(config)
-        encode_classnames(inputs.store, labelers, classnames, template, compute)
-    if label.unfinished(inputs.corpora, chain.pseudo):
-        work.start(config)
-    label.pseudo_label(inputs.corpora, labelers, classnames, template, compute)
-    _select(inputs, chain, work)
+    config, compute, target = inputs.config, inputs.config.compute, inputs.target
+    log.info(
+        "%-12s %s: labeled by %s, learned for %s", "variant", variant, _names(inputs.labelers(variant)), target.name
+    )
+    label_corpora(inputs, inputs.labelers(variant), config.template, work)
+    select_images(inputs, chain.pseudo, chain.selection, config.label.top_k, work)
     if chain.views.manifest() is None:
         work.start(config)
         make_views(inputs.corpus, chain.selection, target, config.views, compute)
     if unfinished_members(chain.members, config.train):
         work.start(config)
     if chain.members.manifest() is None or unfinished_members(chain.members, config.train):
-        task = train.Task(chain.members, chain.selection, chain.views, target, classnames, config.train, compute)
+        task = train.Task(
+            chain.members, chain.selection, chain.views, target, inputs.classnames, config.train, compute
+        )
         train.train_members(task)
     else:
         log.info("%-12s already there: %d members of %s", "training", config.train.members, variant)
@@ -195,13 +193,24 @@ def _names(specs: list[ClipSpec]) -> str:
     return ", ".join(s.name for s in specs)
 
 
-def _select(inputs: Inputs, chain: Chain, work: _Work) -> None:
-    """The top-K of every class, and a word about classes that got nothing."""
-    k, n_classes = inputs.config.label.top_k, len(inputs.classnames)
-    if chain.selection.manifest() is None:
+def label_corpora(inputs: Inputs, labelers: list[ClipSpec], template: str | tuple[str, ...], work: Work) -> Artifact:
+    """Pseudo-labels of all images by some labelers: their class features first, then every shard that has none."""
+    store, classnames, compute = inputs.store, inputs.classnames, inputs.config.compute
+    if any(text_artifact(store, s, classnames, template).manifest() is None for s in labelers):
         work.start(inputs.config)
-        select(chain.selection, inputs.corpus, chain.pseudo, k, n_classes, inputs.config.compute)
-    manifest = chain.selection.manifest()
+        encode_classnames(store, labelers, classnames, template, compute)
+    if label.unfinished(inputs.corpora, label.pseudo_label_artifact(store, labelers, classnames, template)):
+        work.start(inputs.config)
+    return label.pseudo_label(inputs.corpora, labelers, classnames, template, compute)
+
+
+def select_images(inputs: Inputs, pseudo: Artifact, selection: Artifact, k: int, work: Work) -> None:
+    """The top-K of every class, and a word about classes that got nothing."""
+    n_classes = len(inputs.classnames)
+    if selection.manifest() is None:
+        work.start(inputs.config)
+        select(selection, inputs.corpus, pseudo, k, n_classes, inputs.config.compute)
+    manifest = selection.manifest()
     assert manifest is not None
     starved = [inputs.classnames[c] for c, n in enumerate(manifest["samples_per_class"]) if n == 0]
     log.info("%-12s %d images, top %d of %d classes", "selection", manifest["images"], k, n_classes)
