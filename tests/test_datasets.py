@@ -73,9 +73,7 @@ def write_small(root: Path, layout: Layout) -> None:
             lines = [f"{i.removesuffix('.jpg')} {NAMES[c]}" for i, (p, c) in SMALL.items() if p == part]
             (folder / f"images_variant_{part}.txt").write_text("\n".join(lines) + "\n")
         return
-    split = {
-        part: [[i, c, NAMES[c]] for i, (p, c) in SMALL.items() if p == part] for part in ("train", "val", "test")
-    }
+    split = {part: [[i, c, NAMES[c]] for i, (p, c) in SMALL.items() if p == part] for part in ("train", "val", "test")}
     (folder / layout.split).write_text(json.dumps(split))
 
 

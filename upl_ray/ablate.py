@@ -90,7 +90,9 @@ def points_of(study: Study) -> Iterator[Point]:
     """The configured point under every factor, each time beside its changes."""
     inputs, config, grid = study.inputs, study.inputs.config, study.inputs.config.ablate
     everyone, own = list(inputs.specs.values()), [inputs.target]
-    base = Point("", "", _top_k(study, everyone), config.views, config.train, config.train.members, config.train.ensemble)
+    base = Point(
+        "", "", _top_k(study, everyone), config.views, config.train, config.train.members, config.train.ensemble
+    )
     for k in _with(grid.top_k, config.label.top_k):
         yield replace(base, factor="top-K", value=str(k), selection=_top_k(study, everyone, k))
     for labelers, name in [(own, "own"), (everyone, "fused")][: len(everyone)]:
@@ -161,13 +163,14 @@ def plan_runs(study: Study, points: list[Point]) -> tuple[list[Run], list[Traine
             tasks[task.artifact.folder] = task
             folders.append(task.artifact.folder)
         of_point.append(folders)
-    runs, made = [], {}
+    runs: list[Run] = []
+    made: dict[tuple[str, int, Average], Artifact] = {}
     for folder, task in tasks.items():
         evaluations = sorted(wanted[folder])
         recipe = task.recipe.model_copy(update={"members": max(count for count, _ in evaluations)})
         run, artifacts = prompt_run(replace(task, recipe=recipe), study.images, evaluations)
         runs.append(run)
-        made |= {(folder, *e): a for e, a in zip(evaluations, artifacts, strict=True)}
+        made |= {(folder, n, average): a for (n, average), a in zip(evaluations, artifacts, strict=True)}
     trained = [
         Trained(point, tuple(made[f, point.members, point.average] for f in folders))
         for point, folders in zip(points, of_point, strict=True)

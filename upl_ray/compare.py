@@ -82,7 +82,8 @@ def _without_labels(study: Study) -> Iterator[Cell]:
         yield Cell("templates", None, label_corpora(inputs, [inputs.target], templates, study.work))
     if "fused" in methods and fused:
         yield Cell("fused", None, study.chains["upl*"].pseudo)
-    selections = {v: study.chains[v].selection for v in ("upl", "upl*") if v in methods and (fused or v == "upl")}
+    learned = [v for v in ("upl", "upl*") if v in methods and (fused or v == "upl")]
+    selections: dict[str, Artifact] = {v: study.chains[v].selection for v in learned}
     if "threshold" in methods:
         threshold, pseudo = config.compare.threshold, study.chains["upl"].pseudo
         above = write_above_threshold(inputs.store, inputs.corpus, pseudo, threshold, len(inputs.classnames))
@@ -124,7 +125,9 @@ def _with_labels(study: Study) -> Iterator[Cell]:
                 run, (artifact,) = prompt_run(task, study.images, [(1, "probabilities")])
             else:
                 views = view_artifact(inputs.store, shots, inputs.target, config.views)
-                run = few_shot_run(method, Samples(shots, views, validation, gathered, text), study.images, seed, recipe)
+                run = few_shot_run(
+                    method, Samples(shots, views, validation, gathered, text), study.images, seed, recipe
+                )
                 (artifact,) = run.artifacts
             yield Cell(method, k, artifact, run)
 

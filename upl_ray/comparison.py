@@ -101,6 +101,7 @@ def cells(records: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def spread_text(value: dict[str, float | None] | None) -> str:
+    """`70.11 ± 0.42`, in percent; empty where nothing was run."""
     if value is None or value["mean"] is None:
         return ""
     deviation = value["deviation"]
@@ -108,6 +109,7 @@ def spread_text(value: dict[str, float | None] | None) -> str:
 
 
 def difference_text(value: dict[str, float] | None) -> str:
+    """`+1.20 [-0.31, +2.70]`, in points."""
     if value is None:
         return ""
     return f"{100 * value['mean']:+.2f} [{100 * value['low']:+.2f}, {100 * value['high']:+.2f}]"

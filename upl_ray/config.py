@@ -227,7 +227,8 @@ class Config(Section):
     )
     dataset: Dataset = Field(Dataset(), description="A data set of the paper instead of corpus and class names.")
     classnames: Annotated[str | tuple[str, ...], BeforeValidator(expand_classnames)] = Field(
-        "", description="Text file with one class name a line, a list, or `folders`: the sub-folder names of the corpus."
+        "",
+        description="Text file with one class name a line, a list, or `folders`: the sub-folder names of the corpus.",
     )
     template: str = Field("a photo of a {}.", description="Zero-shot prompt; `{}` is the class name. Paper: one only.")
     backbones: Backbones = Field(

@@ -80,6 +80,7 @@ class Work:
         self.any = False
 
     def start(self, config: Config) -> None:
+        """Join the configured cluster, or start a local one, unless that was done."""
         self.any = True
         if ray.is_initialized():
             return
@@ -166,9 +167,7 @@ def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str],
     if unfinished_members(chain.members, config.train):
         work.start(config)
     if chain.members.manifest() is None or unfinished_members(chain.members, config.train):
-        task = train.Task(
-            chain.members, chain.selection, chain.views, target, inputs.classnames, config.train, compute
-        )
+        task = train.Task(chain.members, chain.selection, chain.views, target, inputs.classnames, config.train, compute)
         train.train_members(task)
     else:
         log.info("%-12s already there: %d members of %s", "training", config.train.members, variant)

@@ -13,7 +13,7 @@ PANEL_COLUMNS = 2
 
 
 def comparison_png(records: Sequence[dict[str, Any]], title: str) -> bytes:
-    """Accuracy against labeled images a class; methods without labels as horizontal lines. Published figures are out."""
+    """Accuracy against labeled images a class; methods without labels as horizontal lines. No published figures."""
     run = [r for r in records if r["accuracy"]]
     shots = sorted({r["shots"] for r in run if r["shots"] is not None})
     figure = Figure(figsize=(9, 5.5), layout="constrained")

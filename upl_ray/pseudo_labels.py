@@ -73,7 +73,8 @@ def top_k(parts: Iterable[pa.Table], k: int) -> pa.Table:
 def above_threshold(parts: Iterable[pa.Table], threshold: float) -> pa.Table:
     """Every image whose confidence is at least `threshold`, as `top_k` lists them (FixMatch, equation 4)."""
     columns = ["image_id", "pseudo_label", "confidence", "shard"]
-    chosen = [p.select(columns).filter(pc.greater_equal(p["confidence"], threshold)) for p in parts]
+    least = pa.scalar(threshold, pa.float32())  # as confidences are stored: 0.9 is not above itself in double precision
+    chosen = [p.select(columns).filter(pc.greater_equal(p["confidence"], least)) for p in parts]
     if not chosen:
         return schema.SELECTION.empty_table()
     rows = pa.concat_tables(chosen).group_by(columns).aggregate([])

@@ -27,7 +27,7 @@ from upl_ray.features import read_features
 from upl_ray.label import in_slices
 from upl_ray.members import finish_members, read_members, unfinished_members
 from upl_ray.methods.clip_adapter import clip_adapter
-from upl_ray.methods.few_shot import Fitted, FewShot
+from upl_ray.methods.few_shot import FewShot, Fitted
 from upl_ray.methods.linear_probe import linear_probe
 from upl_ray.methods.tip_adapter import tip_adapter, tip_adapter_f
 from upl_ray.pools import in_one_sentence

@@ -50,7 +50,11 @@ def read_pool(corpus: Corpus, rule: str, classnames: tuple[str, ...], without: C
 
 def write_samples(store: Store, pool: Pool, rows: list[npt.NDArray[np.int64]]) -> Artifact:
     """A selection of drawn images [C lists of rows] under their true labels; what it holds is what names it."""
-    chosen = [(pool.ids[i], int(pool.labels[i]), rank, pool.shards[i]) for c in rows for rank, i in enumerate(c)]
+    chosen = [
+        (pool.ids[i], int(pool.labels[i]), rank, pool.shards[i])
+        for c in rows
+        for rank, i in enumerate(sorted(c.tolist()))
+    ]
     identity = {"version": VERSION, "corpus": pool.corpus.digest, "samples": [[i, c] for i, c, _, _ in chosen]}
     artifact = Artifact(store, "selection", fingerprint(identity))
     if artifact.manifest() is None:
@@ -65,9 +69,7 @@ def write_samples(store: Store, pool: Pool, rows: list[npt.NDArray[np.int64]]) -
     return artifact
 
 
-def write_above_threshold(
-    store: Store, corpus: Corpus, pseudo: Artifact, threshold: float, n_classes: int
-) -> Artifact:
+def write_above_threshold(store: Store, corpus: Corpus, pseudo: Artifact, threshold: float, n_classes: int) -> Artifact:
     """A selection of every image whose pseudo-label has at least this confidence."""
     identity = {"version": VERSION, "labels": pseudo.fingerprint, "corpus": corpus.digest, "threshold": threshold}
     artifact = Artifact(store, "selection", fingerprint(identity))
@@ -101,7 +103,9 @@ def gathered_artifact(features: Artifact, selections: Iterable[Artifact]) -> Art
 def gather_features(artifact: Artifact, features: Artifact, selections: list[Artifact], corpora: list[Corpus]) -> None:
     """Copy the features of the selections' images into one table, reading each shard that holds one of them once."""
     wanted = {i for s in selections for i in read_samples(s)}
-    names = {x for s in selections for x in s.store.read_table(s.name("selection.parquet"), ["shard"])["shard"].to_pylist()}
+    names = {
+        x for s in selections for x in s.store.read_table(s.name("selection.parquet"), ["shard"])["shard"].to_pylist()
+    }
     tables = []
     for shard in {s.id: s for c in corpora for s in c.shards if s.id in names}.values():
         ids, vectors = read_features(features, shard)

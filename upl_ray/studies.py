@@ -60,7 +60,7 @@ def open_study(config: Config, transductive: bool = False) -> Study:
         raise ConfigError("scored.uri or scored.labels is empty; held-out images with labels are needed here.")
     config = config.model_copy(update={"variants": ("upl*", "upl"), "keep_features": "all"})
     inputs = prepare(config, validation=True)
-    chains = {v: plan_chain(inputs, v) for v in config.variants}
+    chains: dict[str, Chain] = {v: plan_chain(inputs, v) for v in config.variants}
     work = Work()
     rejected = embed_corpora(inputs, chains, work)
     for variant, chain in chains.items():

@@ -37,8 +37,10 @@ class Compare(Section):
     """`jobs/compare.py`: every method on the same cached features."""
 
     methods: tuple[MethodName, ...] = Field(
-        ("zero-shot", "templates", "fused", "threshold", "upl", "upl*")
-        + ("linear-probe", "coop", "clip-adapter", "tip-adapter", "tip-adapter-f"),
+        (
+            *("zero-shot", "templates", "fused", "threshold", "upl", "upl*"),
+            *("linear-probe", "coop", "clip-adapter", "tip-adapter", "tip-adapter-f"),
+        ),
         min_length=1,
         description="Rows of the table; those from linear-probe on need true labels of the corpus.",
     )

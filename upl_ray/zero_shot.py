@@ -24,7 +24,7 @@ def all_prompts(template: str | tuple[str, ...], classnames: tuple[str, ...]) ->
 
 
 def average_templates(text_features: Tensor) -> Tensor:
-    """Normalised mean of the class features of T templates, [T, C, D] -> [C, D] (Radford et al. 2021, section 3.1.4)."""
+    """Normalised mean of the class features of T templates, [T, C, D] -> [C, D] (CLIP's paper, section 3.1.4)."""
     return torch.nn.functional.normalize(text_features.mean(dim=0), dim=-1)
 
 

@@ -5,8 +5,8 @@ Class names are kept as their files have them; `_` becomes a space where prompts
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from upl_ray.artifacts import Store
@@ -36,6 +36,8 @@ def read_split(layout: Layout, root: str) -> Split:
     """
     folder = Store(root).join(layout.folder)
     images = Store(folder).join(layout.images).rstrip("/")
+    if "://" not in images:
+        images = str(Path(images).resolve())  # data sets are often links to where they really lie
     try:
         versions = {f: v for f, v in list_files(images).items() if f.lower().endswith(EXTENSIONS)}
     except UNREACHABLE as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from upl_ray.config import Train
-from upl_ray.methods.few_shot import Fitted, FewShot, best_on_validation, generator
+from upl_ray.methods.few_shot import FewShot, Fitted, best_on_validation, generator
 from upl_ray.prompt_learner import epoch_batches, learning_rate, view_orders
 
 VERSION = 1  # raise when the same samples give another classifier
@@ -73,8 +73,11 @@ def clip_adapter(data: FewShot, seed: int, recipe: Train) -> Fitted:
     adapters = {ratio: fit_adapter(data, ratio, recipe) for ratio in RATIOS}
 
     def logits(image_features: Tensor, ratio: float) -> Tensor:
-        return data.logit_scale * adapters[ratio](image_features.float()) @ data.text_features.T
+        adapted: Tensor = adapters[ratio](image_features.float())
+        return data.logit_scale * adapted @ data.text_features.T
 
     candidates = [{"alpha": ratio} for ratio in RATIOS]
-    best = best_on_validation(candidates, lambda c: logits(data.validation_features, c["alpha"]), data.validation_labels)
+    best = best_on_validation(
+        candidates, lambda c: logits(data.validation_features, c["alpha"]), data.validation_labels
+    )
     return Fitted(lambda x: logits(x, best["alpha"]), best)

@@ -5,7 +5,7 @@ Shapes: N images, n labeled images, C classes, D feature width.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from upl_ray.methods.few_shot import Fitted, FewShot
+from upl_ray.methods.few_shot import FewShot, Fitted
 
 VERSION = 1  # raise when the same samples give another classifier
 DECADES = (-6, 6)  # C is searched from 1e-6 to 1e6,
@@ -28,17 +28,21 @@ def linear_probe(data: FewShot, seed: int = 0) -> Fitted:
     its step around the best C down to an eighth of a decade. Nothing is random, so `seed` has no effect. CLIP's paper
     fits features before normalisation, which only moves C.
     """
-    features, labels = data.features.numpy(), data.labels.numpy()
     fits: dict[int, LogisticRegression] = {}
 
     def score(step: int) -> float:
-        if step not in fits:
-            fits[step] = LogisticRegression(C=c_of(step), max_iter=MAX_ITERATIONS).fit(features, labels)
-        return float((fits[step].predict(data.validation_features.numpy()) == data.validation_labels.numpy()).mean())
+        fits[step] = fit_probe(data, c_of(step))
+        predicted = fits[step].predict(data.validation_features.numpy())
+        return float((predicted == data.validation_labels.numpy()).mean())
 
     best = search(score)
     probe, classes = fits[best], len(data.text_features)
     return Fitted(lambda x: torch.from_numpy(probe_logits(probe, x, classes)), {"C": c_of(best)})
+
+
+def fit_probe(data: FewShot, c: float) -> LogisticRegression:
+    """The probe of one C; scikit-learn's default is L-BFGS with an L2 penalty."""
+    return LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(data.features.numpy(), data.labels.numpy())
 
 
 def c_of(step: int) -> float:
@@ -46,8 +50,8 @@ def c_of(step: int) -> float:
     return float(10 ** (DECADES[0] + step / STEPS_PER_DECADE))
 
 
-def search(score: Any) -> int:
-    """The best step found by halving around the peak; among equals the one that was tried first.
+def search(score: Callable[[int], float]) -> int:
+    """The best step found by halving around the peak; among equals the largest C, as in CoOp's linear probe.
 
     `score` maps a step, 0 to 96, to a validation accuracy. Seven coarse steps first, two decades apart.
     """
@@ -56,11 +60,11 @@ def search(score: Any) -> int:
     tried = {step: score(step) for step in range(0, last + 1, width)}
     while width > 1:
         width //= 2
-        peak = max(tried, key=lambda s: tried[s])
+        peak = max(tried, key=lambda s: (tried[s], s))
         for step in (peak - width, peak + width):
             if 0 <= step <= last and step not in tried:
                 tried[step] = score(step)
-    return max(tried, key=lambda s: tried[s])
+    return max(tried, key=lambda s: (tried[s], s))
 
 
 def probe_logits(probe: LogisticRegression, image_features: Tensor, n_classes: int) -> npt.NDArray[np.float64]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from upl_ray.methods.few_shot import Fitted, FewShot, accuracy, generator
+from upl_ray.methods.few_shot import FewShot, Fitted, accuracy, generator
 
 VERSION = 1  # raise when the same samples give another classifier
 ALPHA, BETA = 1.0, 5.5  # while keys are learned (section 4.1)
@@ -74,7 +74,8 @@ def tip_adapter_f(data: FewShot, seed: int) -> Fitted:
 def learn_keys(data: FewShot, seed: int) -> Tensor:
     """Keys [n, D] after 20 epochs of AdamW, its learning rate on a cosine over all steps."""
     keys = nn.Parameter(cache_keys(data.views))
-    batches = list(_batches(*data.views.shape[:2], seed))
+    n, n_views = data.views.shape[:2]
+    batches = list(_batches(n, n_views, seed))
     optimizer = torch.optim.AdamW([keys], lr=LR, eps=EPS)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
     for rows, views in batches:
