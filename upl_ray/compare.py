@@ -13,6 +13,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, get_args
 
 from upl_ray.artifacts import Artifact, fingerprint
@@ -26,7 +27,7 @@ from upl_ray.methods.templates import read_templates
 from upl_ray.pipeline import label_corpora
 from upl_ray.plots import comparison_png
 from upl_ray.progress import duration
-from upl_ray.runs import Samples, few_shot_run, prompt_run, run_all, unfinished_runs
+from upl_ray.runs import Run, Samples, few_shot_run, prompt_run, run_all, unfinished_runs
 from upl_ray.samples import Pool, gather_features, gathered_artifact, read_pool, write_above_threshold, write_samples
 from upl_ray.studies import Cell, Study, open_study, prompt_task, true_labels_of, votes_of
 from upl_ray.study_config import FewShotName
@@ -114,8 +115,10 @@ def _with_labels(study: Study) -> Iterator[Cell]:
     share_views(inputs, [(shots, config.views) for shots, _ in drawn.values()], study.work)
     selections = [s for pair in drawn.values() for s in pair]
     gathered = gathered_artifact(study.images.features, selections)
-    if gathered.manifest() is None:
-        gather_features(gathered, study.images.features, selections, inputs.corpora)
+    gather = Run((gathered,), partial(gather_features, gathered, study.images.features, selections, inputs.corpora))
+    if not gather.done:
+        study.work.start(config)
+        run_all("samples", [gather], config.compute)
     text = text_artifact(inputs.store, inputs.target, inputs.classnames, config.template)
     for method in methods:
         for (k, seed), (shots, validation) in drawn.items():
