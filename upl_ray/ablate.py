@@ -30,7 +30,7 @@ from upl_ray.progress import duration
 from upl_ray.runs import Average, Run, prompt_run, read_predictions, run_all, unfinished_runs
 from upl_ray.samples import write_above_threshold
 from upl_ray.selection import selection_artifact
-from upl_ray.studies import Study, open_study, prompt_task, true_labels_of
+from upl_ray.studies import Study, open_study, prompt_task, study_inputs, true_labels_of
 from upl_ray.train import Task
 
 log = logging.getLogger(__name__)
@@ -67,10 +67,10 @@ def ablate(config: Config) -> dict[str, Any]:
     """Run what is missing, write table and plots to storage and return a summary.
 
     Raises:
-        ConfigError, JobError: see `studies.open_study`.
+        ConfigError, JobError: see `studies.study_inputs` and `studies.open_study`.
     """
     started = time.monotonic()
-    study = open_study(config)
+    study = open_study(study_inputs(config))
     points = [p for p in points_of(study) if (p.selection.manifest() or {})["images"]]
     share_views(study.inputs, [(p.selection, p.views) for p in points], study.work)
     runs, trained = plan_runs(study, points)

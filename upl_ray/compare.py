@@ -29,7 +29,7 @@ from upl_ray.plots import comparison_png
 from upl_ray.progress import duration
 from upl_ray.runs import Run, Samples, few_shot_run, prompt_run, run_all, unfinished_runs
 from upl_ray.samples import Pool, gather_features, gathered_artifact, read_pool, write_above_threshold, write_samples
-from upl_ray.studies import Cell, Study, open_study, prompt_task, true_labels_of, votes_of
+from upl_ray.studies import Cell, Study, open_study, prompt_task, study_inputs, true_labels_of, votes_of
 from upl_ray.study_config import FewShotName
 from upl_ray.text_features import text_artifact
 from upl_ray.views import view_artifact
@@ -53,11 +53,13 @@ def compare(config: Config) -> dict[str, Any]:
     """Run what is missing, write the table to storage and return its summary.
 
     Raises:
-        ConfigError, JobError: see `studies.open_study`.
+        ConfigError, JobError: see `studies.study_inputs` and `studies.open_study`.
     """
     started = time.monotonic()
-    study = open_study(config, config.compare.transductive)
-    cells_of_study = [*_without_labels(study), *_with_labels(study)]
+    inputs = study_inputs(config)
+    templates = read_templates(config.compare.templates, inputs.target, inputs.classnames)
+    study = open_study(inputs, config.compare.transductive)
+    cells_of_study = [*_without_labels(study, templates), *_with_labels(study)]
     runs = [c.run for c in cells_of_study if c.run]
     if unfinished_runs(runs):
         study.work.start(study.inputs.config)
@@ -71,7 +73,7 @@ def compare(config: Config) -> dict[str, Any]:
     return {**summary, "table": to_markdown(lines), "images": study.inputs.corpus.images}
 
 
-def _without_labels(study: Study) -> Iterator[Cell]:
+def _without_labels(study: Study, templates: tuple[str, ...]) -> Iterator[Cell]:
     """Zero-shot, in three forms, and prompts learned from pseudo-labels."""
     inputs, config = study.inputs, study.inputs.config
     methods = config.compare.methods
@@ -79,7 +81,6 @@ def _without_labels(study: Study) -> Iterator[Cell]:
     if "zero-shot" in methods:
         yield Cell("zero-shot", None, study.chains["upl"].pseudo)
     if "templates" in methods:
-        templates = read_templates(config.compare.templates, inputs.target, inputs.classnames)
         yield Cell("templates", None, label_corpora(inputs, [inputs.target], templates, study.work))
     if "fused" in methods and fused:
         yield Cell("fused", None, study.chains["upl*"].pseudo)

@@ -49,17 +49,26 @@ class Cell:
     run: Run | None = None
 
 
-def open_study(config: Config, transductive: bool = False) -> Study:
-    """The main job's steps up to the selections of both variants, as far as they are missing.
+def study_inputs(config: Config) -> Inputs:
+    """What a comparison or an ablation works on, checked before work starts.
 
     Raises:
         ConfigError: the configuration cannot work, or there are no scored images with labels.
-        JobError: see `pipeline.run`.
     """
     if not config.dataset.name and (not config.scored.uris or config.scored.labels == "none"):
         raise ConfigError("scored.uri or scored.labels is empty; held-out images with labels are needed here.")
     config = config.model_copy(update={"variants": ("upl*", "upl"), "keep_features": "all"})
-    inputs = prepare(config, validation=True)
+    return prepare(config, validation=True)
+
+
+def open_study(inputs: Inputs, transductive: bool = False) -> Study:
+    """The main job's steps up to the selections of both variants, as far as they are missing.
+
+    Raises:
+        ConfigError: no scored image has a label that is a class.
+        JobError: see `pipeline.run`.
+    """
+    config = inputs.config
     chains: dict[str, Chain] = {v: plan_chain(inputs, v) for v in config.variants}
     work = Work()
     rejected = embed_corpora(inputs, chains, work)
@@ -71,7 +80,9 @@ def open_study(config: Config, transductive: bool = False) -> Study:
     if transductive:
         parts["corpus"] = inputs.corpus.shards
     images = Images(feature_artifact(inputs.store, inputs.target), parts)
-    return Study(inputs, chains, images, rejected, work)
+    study = Study(inputs, chains, images, rejected, work)
+    true_labels_of(study, "scored")  # better refused now than when everything has been learned
+    return study
 
 
 def prompt_task(inputs: Inputs, selection: Artifact, recipe: Train, views: Views) -> train.Task:
