@@ -57,7 +57,8 @@ def compare(config: Config) -> dict[str, Any]:
     """
     started = time.monotonic()
     inputs = study_inputs(config)
-    templates = read_templates(config.compare.templates, inputs.target, inputs.classnames)
+    wanted = "templates" in config.compare.methods
+    templates = read_templates(config.compare.templates, inputs.target, inputs.classnames) if wanted else ()
     study = open_study(inputs, config.compare.transductive)
     cells_of_study = [*_without_labels(study, templates), *_with_labels(study)]
     runs = [c.run for c in cells_of_study if c.run]
