@@ -60,7 +60,7 @@ class Ablate(Section):
     """`jobs/ablate.py`: one change at a time to the configured run, and thresholds and labelers against each other."""
 
     top_k: tuple[int, ...] = Field((1, 2, 4, 8, 16, 32, 64), description="Images a class [images].")
-    thresholds: tuple[float, ...] = Field((0.5, 0.7, 0.9), description="Confidence instead of top-K [0-1].")
+    thresholds: tuple[float, ...] = Field((0.9,), description="Confidence instead of top-K [0-1].")
     labelers: Literal["own-fused", "each", "all"] = Field(
         "each", description="Who labels: the target and all fused; also each backbone alone; also every combination."
     )
