@@ -66,7 +66,7 @@ def test_every_method_is_run_and_written_in_four_forms(compared: tuple[Config, d
         "tip-adapter-f",
     }
     assert {p.name for p in Path(summary["comparison"]).iterdir()} == {
-        *("manifest.json", "comparison.md", "comparison.csv", "comparison.png")
+        *("manifest.json", "comparison.md", "comparison.csv", "comparison.json", "comparison.png")
     }
     assert (Path(summary["comparison"]) / "comparison.md").read_text().strip() == summary["table"]
 
@@ -120,7 +120,7 @@ def test_an_ablation_varies_one_thing_at_a_time(compared: tuple[Config, dict[str
     configured = {json.dumps(r["accuracy"]) for r in rows if r["configured"]}
     assert len(configured) == 1
     assert {p.name for p in Path(result["ablation"]).iterdir()} == {
-        *("manifest.json", "ablation.md", "ablation.csv", "ablation.png")
+        *("manifest.json", "ablation.md", "ablation.csv", "ablation.json", "ablation.png")
     }
     again = ablate(config)
     assert (again["status"], again["table"]) == ("already done", result["table"])

@@ -204,7 +204,7 @@ def test_what_was_not_run_is_an_empty_cell_beside_what_is_published() -> None:
     rows, true = example()
     header, *lines = cells(summarize(rows, true, "", 500))
     coop = dict(zip(header, lines[2], strict=True))
-    filled = {"method": "CoOp", "shots": "4", "published, mean of 11 data sets (RN50)": "66.84"}
+    filled = {"method": "CoOp", "shots": "4", "published, RN50, mean of 11 sets": "66.84"}
     assert {k: v for k, v in coop.items() if v} == filled
     own = [c for c in header if "published" not in c]
     published_figures = {f"{100 * p:.2f}" for p in (0.6837, 0.6684, 0.6654)}

@@ -179,7 +179,7 @@ def plan_runs(study: Study, points: list[Point]) -> tuple[list[Run], list[Traine
 
 
 def write_ablation(study: Study, trained: list[Trained]) -> Artifact:
-    """Store the table as Markdown and CSV, the plots as PNG, and all figures in the manifest."""
+    """Store the table as Markdown, CSV and JSON, and the plots as PNG."""
     inputs, config = study.inputs, study.inputs.config
     assert inputs.scored is not None
     identity = {
@@ -194,6 +194,7 @@ def write_ablation(study: Study, trained: list[Trained]) -> Artifact:
         lines = cells(records)
         artifact.store.write(artifact.name("ablation.md"), (to_markdown(lines) + "\n").encode())
         artifact.store.write(artifact.name("ablation.csv"), to_csv(lines).encode())
+        artifact.store.write_json(artifact.name("ablation.json"), records)
         title = f"{inputs.target.name}: one change at a time, mean and deviation over {config.ablate.seeds} runs"
         artifact.store.write(artifact.name("ablation.png"), ablation_png(records, title))
         artifact.finish(target=inputs.target.name, rows=records)

@@ -19,7 +19,7 @@ from typing import Any, get_args
 from upl_ray.artifacts import Artifact, fingerprint
 from upl_ray.bank import share_views
 from upl_ray.comparison import Row, cells, summarize, to_csv, to_markdown
-from upl_ray.config import Config
+from upl_ray.config import Config, ConfigError
 from upl_ray.features import rejected_images
 from upl_ray.methods.few_shot import VALIDATION_SHOTS, draw, held_out
 from upl_ray.methods.prompts import coop_recipe
@@ -32,7 +32,6 @@ from upl_ray.samples import Pool, gather_features, gathered_artifact, read_pool,
 from upl_ray.studies import Cell, Study, open_study, prompt_task, study_inputs, true_labels_of, votes_of
 from upl_ray.study_config import FewShotName
 from upl_ray.text_features import text_artifact
-from upl_ray.views import view_artifact
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +46,7 @@ TITLES = {
     "tip-adapter-f": "Tip-Adapter-F",
 }
 WITH_LABELS = get_args(FewShotName)
+Draws = dict[tuple[int, int], tuple[Artifact, Artifact]]  # (shots, seed) -> labeled images, validation images
 
 
 def compare(config: Config) -> dict[str, Any]:
@@ -60,7 +60,10 @@ def compare(config: Config) -> dict[str, Any]:
     wanted = "templates" in config.compare.methods
     templates = read_templates(config.compare.templates, inputs.target, inputs.classnames) if wanted else ()
     study = open_study(inputs, config.compare.transductive)
-    cells_of_study = [*_without_labels(study, templates), *_with_labels(study)]
+    selections, drawn = _pseudo_labeled(study), _drawn(study)
+    learned_from = [*selections.values(), *(shots for shots, _ in drawn.values())]
+    share_views(study.inputs, [(s, config.views) for s in learned_from], study.work)
+    cells_of_study = [*_without_labels(study, templates, selections), *_with_labels(study, drawn)]
     runs = [c.run for c in cells_of_study if c.run]
     if unfinished_runs(runs):
         study.work.start(study.inputs.config)
@@ -74,27 +77,45 @@ def compare(config: Config) -> dict[str, Any]:
     return {**summary, "table": to_markdown(lines), "images": study.inputs.corpus.images}
 
 
-def _without_labels(study: Study, templates: tuple[str, ...]) -> Iterator[Cell]:
-    """Zero-shot, in three forms, and prompts learned from pseudo-labels."""
+def _pseudo_labeled(study: Study) -> dict[str, Artifact]:
+    """The images that each method without labels learns prompts from; a method that has none is left out."""
     inputs, config = study.inputs, study.inputs.config
-    methods = config.compare.methods
-    fused = len(inputs.specs) > 1
-    if "zero-shot" in methods:
-        yield Cell("zero-shot", None, study.chains["upl"].pseudo)
-    if "templates" in methods:
-        yield Cell("templates", None, label_corpora(inputs, [inputs.target], templates, study.work))
-    if "fused" in methods and fused:
-        yield Cell("fused", None, study.chains["upl*"].pseudo)
-    learned = [v for v in ("upl", "upl*") if v in methods and (fused or v == "upl")]
+    several = len(inputs.specs) > 1
+    learned = [v for v in ("upl", "upl*") if v in config.compare.methods and (several or v == "upl")]
     selections: dict[str, Artifact] = {v: study.chains[v].selection for v in learned}
-    if "threshold" in methods:
+    if "threshold" in config.compare.methods:
         threshold, pseudo = config.compare.threshold, study.chains["upl"].pseudo
         above = write_above_threshold(inputs.store, inputs.corpus, pseudo, threshold, len(inputs.classnames))
         if (above.manifest() or {})["images"]:
             selections["threshold"] = above
         else:
             log.warning("%-12s no image has a confidence of %g: nothing to learn from", "threshold", threshold)
-    share_views(inputs, [(s, config.views) for s in selections.values()], study.work)
+    return selections
+
+
+def _drawn(study: Study) -> Draws:
+    """Labeled images and validation images for every number of shots and seed; none without labels."""
+    config = study.inputs.config
+    methods = [m for m in config.compare.methods if m in WITH_LABELS]
+    if not methods or not config.compare.shots:
+        return {}
+    if config.corpus.labels == "none":
+        log.warning("%-12s corpus.labels is none: %s are left out", "labels", ", ".join(methods))
+        return {}
+    pools = _pools(study)
+    sizes = [(k, seed) for seed in study.seeds(config.compare.seeds) for k in sorted(set(config.compare.shots))]
+    return {(k, seed): _draw(study, pools, k, seed) for k, seed in sizes}
+
+
+def _without_labels(study: Study, templates: tuple[str, ...], selections: dict[str, Artifact]) -> Iterator[Cell]:
+    """Zero-shot, in three forms, and prompts learned from pseudo-labels."""
+    inputs, config = study.inputs, study.inputs.config
+    if "zero-shot" in config.compare.methods:
+        yield Cell("zero-shot", None, study.chains["upl"].pseudo)
+    if templates:
+        yield Cell("templates", None, label_corpora(inputs, [inputs.target], templates, study.work))
+    if "fused" in config.compare.methods and len(inputs.specs) > 1:
+        yield Cell("fused", None, study.chains["upl*"].pseudo)
     for method, selection in selections.items():
         for seed in study.seeds(config.compare.seeds):
             task = prompt_task(inputs, selection, config.train.model_copy(update={"seed": seed}), config.views)
@@ -102,19 +123,11 @@ def _without_labels(study: Study, templates: tuple[str, ...]) -> Iterator[Cell]:
             yield Cell(method, None, artifact, run)
 
 
-def _with_labels(study: Study) -> Iterator[Cell]:
+def _with_labels(study: Study, drawn: Draws) -> Iterator[Cell]:
     """Methods that learn from a few labeled images of each class."""
     inputs, config = study.inputs, study.inputs.config
-    methods = [m for m in config.compare.methods if m in WITH_LABELS]
-    if not methods or not config.compare.shots:
+    if not drawn:
         return
-    if config.corpus.labels == "none":
-        log.warning("%-12s corpus.labels is none: %s are left out", "labels", ", ".join(methods))
-        return
-    pools = _pools(study)
-    sizes = [(k, seed) for seed in study.seeds(config.compare.seeds) for k in sorted(set(config.compare.shots))]
-    drawn = {(k, seed): _draw(study, pools, k, seed) for k, seed in sizes}
-    share_views(inputs, [(shots, config.views) for shots, _ in drawn.values()], study.work)
     selections = [s for pair in drawn.values() for s in pair]
     gathered = gathered_artifact(study.images.features, selections)
     gather = Run((gathered,), partial(gather_features, gathered, study.images.features, selections, inputs.corpora))
@@ -122,17 +135,15 @@ def _with_labels(study: Study) -> Iterator[Cell]:
         study.work.start(config)
         run_all("samples", [gather], config.compute)
     text = text_artifact(inputs.store, inputs.target, inputs.classnames, config.template)
-    for method in methods:
+    for method in [m for m in config.compare.methods if m in WITH_LABELS]:
         for (k, seed), (shots, validation) in drawn.items():
             recipe = coop_recipe(k, config.dataset.name, seed)
+            task = prompt_task(inputs, shots, recipe, config.views)
             if method == "coop":
-                task = prompt_task(inputs, shots, recipe, config.views)
                 run, (artifact,) = prompt_run(task, study.images, [(1, "probabilities")])
             else:
-                views = view_artifact(inputs.store, shots, inputs.target, config.views)
-                run = few_shot_run(
-                    method, Samples(shots, views, validation, gathered, text), study.images, seed, recipe
-                )
+                samples = Samples(shots, task.views, validation, gathered, text)
+                run = few_shot_run(method, samples, study.images, seed, recipe)
                 (artifact,) = run.artifacts
             yield Cell(method, k, artifact, run)
 
@@ -143,9 +154,14 @@ def _pools(study: Study) -> tuple[Pool, Pool]:
     pool = read_pool(inputs.corpus, config.corpus.labels, inputs.classnames, study.rejected)
     if inputs.validation:
         unreadable = rejected_images(study.images.features, inputs.validation.shards)
-        return pool, read_pool(inputs.validation, config.validation.labels, inputs.classnames, unreadable)
-    log.info("%-12s no validation images given: a fifth of the corpus' is kept for it", "samples")
-    return pool.where(lambda i: not held_out(i)), pool.where(held_out)
+        validation = read_pool(inputs.validation, config.validation.labels, inputs.classnames, unreadable)
+    else:
+        log.info("%-12s no validation images given: a fifth of the corpus is kept for it", "samples")
+        pool, validation = pool.where(lambda i: not held_out(i)), pool.where(held_out)
+    for name, images in (("corpus", pool), ("validation", validation)):
+        if not images.ids:
+            raise ConfigError(f"{name}.labels: no image of {images.corpus.name} has a label that is one of the names.")
+    return pool, validation
 
 
 def _draw(study: Study, pools: tuple[Pool, Pool], shots: int, seed: int) -> tuple[Artifact, Artifact]:
@@ -180,6 +196,7 @@ def write_table(study: Study, found: list[Cell]) -> tuple[Artifact, list[list[st
         store = inputs.store
         store.write(artifact.name("comparison.md"), (to_markdown(lines) + "\n").encode())
         store.write(artifact.name("comparison.csv"), to_csv(lines).encode())
+        store.write_json(artifact.name("comparison.json"), records)
         store.write(artifact.name("comparison.png"), comparison_png(records, title))
         artifact.finish(images=len(ids), target=inputs.target.name, rows=records)
     manifest = artifact.manifest()

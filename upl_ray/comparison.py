@@ -19,7 +19,7 @@ from upl_ray.published import published
 
 REFERENCES = {"zero-shot": "one template", "upl*": "UPL*"}  # what every row is compared with, and its short name
 COLUMNS = ("method", "shots", "runs", "accuracy", "single prompt", "transductive")
-PUBLISHED = ("published, this data set (RN50)", "published, mean of 11 data sets (RN50)")
+PUBLISHED = ("published, RN50, this set", "published, RN50, mean of 11 sets")
 
 
 @dataclass(frozen=True)
