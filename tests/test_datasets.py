@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 from PIL import Image
+from s3_server import S3Server
 
 from upl_ray.artifacts import Store
 from upl_ray.command_line import load_config
@@ -118,6 +119,19 @@ def test_a_small_folder_of_its_layout_is_read(name: str, tmp_path: Path) -> None
         assert set(true_labels(labels.values(), ("big cat", "747-100", "sea"))) == {0, 1, 2}
         (shard,) = corpus.shards
         assert all(isinstance(data, bytes) for data in read_images(shard.root, corpus.listing(shard)))
+
+
+@pytest.mark.parametrize("name", ["imagenet", "dtd", "fgvc_aircraft", "stanford_cars"])
+def test_object_storage_holds_data_sets_too(name: str, tmp_path: Path, s3: S3Server) -> None:
+    bucket = s3.create_bucket()
+    write_small(tmp_path, LAYOUTS[name])
+    s3.upload(tmp_path, bucket, "sets")
+    store = Store(f"s3://{bucket}/run")
+    opened = open_dataset(config(name, f"s3://{bucket}/sets", Path("unused")), store)
+    corpus = corpora(opened, store)["train"]
+    assert {i.rpartition("/")[2] for i in listed(corpus)} == {i for i, (p, _) in SMALL.items() if p == "train"}
+    (shard,) = corpus.shards
+    assert all(isinstance(data, bytes) for data in read_images(shard.root, corpus.listing(shard)))
 
 
 def test_doubled_class_names_keep_their_indices(tmp_path: Path) -> None:
