@@ -234,7 +234,7 @@ def report(summary: dict[str, Any]) -> str:
     """What the job prints: the table, how to read it, and one line of JSON."""
     notes = (
         "Accuracy on held-out images [%], mean and standard deviation over runs; for learned prompts that of the\n"
-        "ensemble, beside it that of a single one. Differences are paired, with 95 % bootstrap intervals over images.\n"
+        "ensemble, beside it that of single ones. Differences are paired, with 95 % bootstrap intervals over images.\n"
         "Published figures are those of the papers, for RN50 and their data; they are not results of this job."
     )
     headline = {k: v for k, v in summary.items() if k != "table"}

@@ -1,6 +1,7 @@
 """Published accuracies [%] of RN50, to stand beside one's own and never among them.
 
-Sources: UPL (arXiv 2204.03649), its figures for CLIP and UPL; Tip-Adapter (arXiv 2111.03930) for CoOp and itself.
+CLIP and UPL are from UPL's paper (arXiv 2204.03649). The averages at 2, 4 and 8 shots are those of CoOp (arXiv
+2109.01134) and Tip-Adapter (arXiv 2111.03930).
 """
 
 from __future__ import annotations
