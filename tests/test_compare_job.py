@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from upl_ray.compare import compare
 from upl_ray.config import Config, ConfigError
 from upl_ray.pipeline import run
 
+ROOT = Path(__file__).parents[1]
 COMPARE = {"seeds": 2, "shots": [1, 3], "templates": ["a {}.", "the digit {}."], "resamples": 200, "transductive": True}
 ABLATE = {
     "seeds": 1,
@@ -102,6 +106,17 @@ def test_a_rerun_does_nothing_and_a_lost_run_alone_is_repeated(compared: tuple[C
     assert {k: v for k, v in after.items() if k != "provenance"} == {
         k: v for k, v in before.items() if k != "provenance"
     }
+
+
+def test_the_documented_snippet_averages_tables(compared: tuple[Config, dict[str, Any]]) -> None:
+    config, summary = compared
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "compare.md").read_text(), re.S)
+    assert code is not None
+    program = re.sub(r"in \(.*\):  # and the others", f"in ({config.storage_path!r},):", code[1])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    rows = manifest(summary["comparison"])["rows"]
+    assert len(done.stdout.splitlines()) == len(rows)
+    assert f"UPL* None {100 * rows[5]['accuracy']['mean']:.2f} % on 1 data sets" in done.stdout
 
 
 def test_an_ablation_varies_one_thing_at_a_time(compared: tuple[Config, dict[str, Any]]) -> None:

@@ -83,6 +83,7 @@ def ablate(config: Config) -> dict[str, Any]:
     log.info("%-12s %s in %s", "ablation", status, duration(seconds))
     records = (artifact.manifest() or {})["rows"]
     summary = {"status": status, "seconds": seconds, "storage": study.inputs.store.uri, "ablation": artifact.uri}
+    study.inputs.store.write_json("ablation.json", summary)
     return {**summary, "table": to_markdown(cells(records))}
 
 

@@ -74,7 +74,8 @@ def compare(config: Config) -> dict[str, Any]:
     log.info("%-12s %s in %s", "comparison", status, duration(seconds))
     store = study.inputs.store
     summary = {"status": status, "seconds": seconds, "storage": store.uri, "comparison": artifact.uri}
-    return {**summary, "table": to_markdown(lines), "images": study.inputs.corpus.images}
+    store.write_json("comparison.json", summary)
+    return {**summary, "table": to_markdown(lines)}
 
 
 def _pseudo_labeled(study: Study) -> dict[str, Artifact]:
