@@ -11,16 +11,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "upl_ray"
-MODULES = sorted(PACKAGE.glob("*.py"))
+MODULES = sorted(p for folder in (".", "datasets", "methods") for p in (PACKAGE / folder).glob("*.py"))
 REPORT = sorted((PACKAGE / "report").glob("*.py"))
 WITH_RAY = {"embed", "encode_text", "pools", "label", "selection", "views", "train", "telemetry"}
-WITH_RAY |= {"ray_cluster", "preflight", "pipeline"}
+WITH_RAY |= {"ray_cluster", "preflight", "pipeline", "runs"}
 WITHOUT_TORCH = (
     *("config", "schema", "artifacts", "images", "pseudo_labels", "metrics"),
     *("corpus", "sources", "archives", "manifests", "reading", "clip_spec", "progress", "score", "summary"),
     *("estimate", "speeds", "workload", "section", "footprint", "passes", "trials"),
     *("predict_config", "command_line", "drift", "predictions", "rejected"),
+    *("study_config", "samples", "comparison", "published", "datasets.layouts", "datasets.splits", "datasets.open"),
 )
+
+
+METHODS = tuple(f"methods.{m}" for m in ("few_shot", "linear_probe", "clip_adapter", "tip_adapter", "prompts"))
 
 
 def imports(path: Path) -> set[str]:
@@ -54,12 +58,17 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
             yield f"{path.name}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1
 
 
+def dotted(path: Path) -> str:
+    """`label`, or `datasets.open` for a module of a sub-package."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
 def test_the_modules_of_the_rings_exist() -> None:
-    assert WITH_RAY | set(WITHOUT_TORCH) <= {p.stem for p in MODULES}
+    assert WITH_RAY | set(WITHOUT_TORCH) <= {dotted(p) for p in MODULES}
 
 
 def test_ray_is_imported_at_the_rim_only() -> None:
-    assert {p.stem for p in MODULES if "ray" in imports(p)} <= WITH_RAY
+    assert {dotted(p) for p in MODULES if "ray" in imports(p)} <= WITH_RAY
     assert [p.name for p in [*(PACKAGE / "demo").glob("*.py"), *REPORT] if "ray" in imports(p)] == []
 
 
@@ -71,7 +80,7 @@ def test_reports_need_no_model_but_for_the_words_that_the_job_stores() -> None:
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_torch_is_not_imported_by(module: str) -> None:
-    assert imports(PACKAGE / f"{module}.py") & {"torch", "torchvision", "open_clip"} == set()
+    assert imports(PACKAGE / f"{module.replace('.', '/')}.py") & {"torch", "torchvision", "open_clip"} == set()
 
 
 def test_importing_the_light_modules_loads_neither_torch_nor_ray() -> None:
@@ -82,10 +91,11 @@ def test_importing_the_light_modules_loads_neither_torch_nor_ray() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["classifier", "prompt_learner", "inputs", "score", "passes", "report/page", "report/compare"]
+    "module",
+    ["classifier", "prompt_learner", "inputs", "score", "passes", "report.page", "report.compare", *METHODS],
 )
 def test_ray_is_not_needed_by_anything_below(module: str) -> None:
-    seen, todo = set(), [PACKAGE / f"{module}.py"]
+    seen, todo = set(), [PACKAGE / f"{module.replace('.', '/')}.py"]
     while todo:
         path = todo.pop()
         if path in seen or not path.is_file():
@@ -104,7 +114,7 @@ def test_a_file_fits_one_reading_and_pickles_nothing(path: Path) -> None:
     assert not re.search(r"(?<!safetensors\.)torch\.(load|save)\(", path.read_text())
 
 
-@pytest.mark.parametrize("path", [*MODULES, *REPORT], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*MODULES, *REPORT], ids=dotted)
 def test_nothing_happens_at_import(path: Path) -> None:
     """Module level holds definitions and constants; a call there makes a constant, a logger or a type."""
     for node in ast.parse(path.read_text()).body:

@@ -56,7 +56,7 @@ def job_config(world: Path, storage: Path | str, **sections: Any) -> Config:
         "compute": {"shard_size": 60, "chunk_size": 16, "max_actors": 2, "trials": 2},
     }
     for name, value in sections.items():
-        data[name] = {**data[name], **value} if isinstance(value, dict) else value
+        data[name] = {**data.get(name, {}), **value} if isinstance(value, dict) else value
     return Config.model_validate(data)
 
 

@@ -15,6 +15,7 @@ from upl_ray.section import ConfigError as ConfigError
 from upl_ray.section import JobError as JobError
 from upl_ray.section import Section as Section
 from upl_ray.section import sentence as sentence
+from upl_ray.study_config import Ablate, Compare, Dataset
 
 
 class Backbone(Section):
@@ -220,12 +221,17 @@ Backbones = Annotated[tuple[Backbone, ...], BeforeValidator(expand_backbones)]
 class Config(Section):
     """Unsupervised Prompt Learning for CLIP on Ray: images without labels in, a better classifier out."""
 
-    corpus: Source = Field(description="The unlabeled images.")
+    corpus: Source = Field(Source(), description="The unlabeled images.")
     scored: Source = Field(
         Source(), description="Held-out images with labels; scored, never learned from. May be empty."
     )
+    validation: Source = Field(
+        Source(), description="Labeled images that few-shot methods of a comparison choose hyper-parameters on."
+    )
+    dataset: Dataset = Field(Dataset(), description="A data set of the paper instead of corpus and class names.")
     classnames: Annotated[str | tuple[str, ...], BeforeValidator(expand_classnames)] = Field(
-        description="Text file with one class name a line, a list, or `folders`: the sub-folder names of the corpus."
+        "",
+        description="Text file with one class name a line, a list, or `folders`: the sub-folder names of the corpus.",
     )
     template: str = Field("a photo of a {}.", description="Zero-shot prompt; `{}` is the class name. Paper: one only.")
     backbones: Backbones = Field(
@@ -246,6 +252,8 @@ class Config(Section):
     views: Views = Field(Views(), description="Augmented views.")
     train: Train = Field(Train(), description="Prompt learning.")
     compute: Compute = Field(Compute(), description="Resources.")
+    compare: Compare = Field(Compare(), description="Comparison of methods (jobs/compare.py).")
+    ablate: Ablate = Field(Ablate(), description="Ablation of the configured run (jobs/ablate.py).")
 
     @field_validator("template")
     @classmethod
@@ -263,8 +271,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if not self.corpus.uris:
-            raise ValueError("corpus.uri is empty; name the folder or prefix of the unlabeled images")
+        for field, given in (("corpus.uri", self.corpus.uris), ("classnames", self.classnames)):
+            if not given and not self.dataset.name:
+                raise ValueError(f"{field} is empty; say it, or name one of the published data sets in dataset.name")
         names = [b.label for b in self.backbones]
         doubled = sorted({n for n in names if names.count(n) > 1})
         if not names:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 import torch
 
@@ -13,13 +15,13 @@ from upl_ray.passes import plan_passes
 from upl_ray.pools import cluster_nodes, in_one_sentence, resources
 from upl_ray.progress import Progress
 from upl_ray.text_features import text_artifact, write_text_features
-from upl_ray.zero_shot import fill_template
+from upl_ray.zero_shot import all_prompts, average_templates
 
 
 def encode_classnames(
-    store: Store, specs: list[ClipSpec], classnames: tuple[str, ...], template: str, compute: Compute
+    store: Store, specs: list[ClipSpec], classnames: tuple[str, ...], template: str | tuple[str, ...], compute: Compute
 ) -> None:
-    """Compute and store the zero-shot class features that are missing."""
+    """Compute and store the zero-shot class features that are missing, averaged where there are several templates."""
     artifacts = [(s, text_artifact(store, s, classnames, template)) for s in specs]
     todo = [(s, a) for s, a in artifacts if a.manifest() is None]
     pools = {s.name: p for planned in plan_passes([s for s, _ in todo], cluster_nodes(), compute) for s, p in planned}
@@ -27,7 +29,7 @@ def encode_classnames(
     for spec, artifact in todo:  # tasks wait for each other's resources, so passes do not matter here
         pool = pools[spec.name]
         task = ray.remote(**(resources(pool) | {"num_cpus": 1}))(_encode)
-        pending.append(task.remote(artifact, spec, fill_template(template, classnames), pool.device))
+        pending.append(task.remote(artifact, spec, all_prompts(template, classnames), pool.device))
     progress = Progress("text", len(pending), "backbones")
     while pending:
         ready, pending = ray.wait(pending)
@@ -37,7 +39,11 @@ def encode_classnames(
     progress.finish()
 
 
-def _encode(artifact: Artifact, spec: ClipSpec, prompts: list[str], device: str) -> None:
+def _encode(artifact: Artifact, spec: ClipSpec, prompts: list[Any], device: str) -> None:
     torch.set_num_threads(1)
     clip = ClipModel(spec, precision="fp32", device=device)
-    write_text_features(artifact, clip.encode_texts(prompts), clip.logit_scale)
+    if isinstance(prompts[0], str):
+        text_features = clip.encode_texts(prompts)
+    else:
+        text_features = average_templates(torch.stack([clip.encode_texts(p) for p in prompts]))
+    write_text_features(artifact, text_features, clip.logit_scale)

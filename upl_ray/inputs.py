@@ -12,6 +12,7 @@ from upl_ray.classnames import check_classnames
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Config, ConfigError
 from upl_ray.corpus import Corpus, list_corpus
+from upl_ray.datasets.open import open_dataset
 from upl_ray.section import Section
 from upl_ray.text_encoder import prompt_tokens
 from upl_ray.zero_shot import fill_template
@@ -29,11 +30,12 @@ class Inputs:
     corpus: Corpus
     scored: Corpus | None
     specs: dict[str, ClipSpec]
+    validation: Corpus | None = None  # for comparisons only
 
     @property
     def corpora(self) -> list[Corpus]:
         """The corpus, and the held-out images if there are any."""
-        return [self.corpus, *([self.scored] if self.scored else [])]
+        return [c for c in (self.corpus, self.scored, self.validation) if c]
 
     @property
     def target(self) -> ClipSpec:
@@ -45,24 +47,33 @@ class Inputs:
         return [self.specs[b.label] for b in self.config.labelers(variant)]
 
 
-def prepare(config: Config) -> Inputs:
+def prepare(config: Config, validation: bool = False) -> Inputs:
     """Check everything that can be checked before work starts, and find out what the work is on.
+
+    Args:
+        config: the whole configuration.
+        validation: True to list the validation images too, if there are any.
 
     Raises:
         ConfigError: storage cannot be written, no images, bad class names, a model that is not found or does not fit.
     """
-    classnames = None if config.classnames == "folders" else read_classnames(config.classnames)
+    if config.classnames != "folders" and not config.dataset.name:
+        read_classnames(config.classnames)  # before anything is written
     store = open_storage(config.storage_path, "config.json", config)
+    config = open_dataset(config, store)
+    classnames = None if config.classnames == "folders" else _classnames(config)
     corpus = list_corpus(store, config.corpus, config.compute.shard_size)
     scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored.uris else None
+    validates = validation and config.validation.uris
+    held_out = list_corpus(store, config.validation, config.compute.shard_size) if validates else None
     classnames = classnames or folder_names(corpus)
     specs = {b.label: resolve(b) for b in config.backbones}
     tokenizer = load_tokenizer(specs[config.target_backbone.label].source)
     prompt_tokens(tokenizer, classnames, config.train.n_ctx, config.train.class_position)  # names must fit
     for spec in specs.values():
-        _check_prompts(spec, fill_template(config.template, classnames))
+        check_prompts(spec, fill_template(config.template, classnames))
     log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
-    return Inputs(config, store, classnames, corpus, scored, specs)
+    return Inputs(config, store, classnames, corpus, scored, specs, held_out)
 
 
 def open_storage(path: str, name: str, config: Section) -> Store:
@@ -81,7 +92,14 @@ def open_storage(path: str, name: str, config: Section) -> Store:
     return store
 
 
-def _check_prompts(spec: ClipSpec, prompts: list[str]) -> None:
+def _classnames(config: Config) -> tuple[str, ...]:
+    """Names from the configuration; a data set's are taken as published, though ImageNet's repeat."""
+    if config.dataset.name and isinstance(config.classnames, tuple):
+        return config.classnames
+    return read_classnames(config.classnames)
+
+
+def check_prompts(spec: ClipSpec, prompts: list[str]) -> None:
     """Refuse zero-shot prompts that fill the model's context: its tokenizer cuts longer ones without a word."""
     tokenizer = load_tokenizer(spec.source)
     full = tokenizer(prompts)[:, -1] != tokenizer(["a"])[0, -1]

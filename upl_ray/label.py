@@ -29,7 +29,7 @@ from upl_ray.features import feature_artifact, read_features, rejected_of
 from upl_ray.pools import configure_data
 from upl_ray.progress import Progress
 from upl_ray.text_features import read_text_features, text_artifact
-from upl_ray.zero_shot import fill_template, probabilities
+from upl_ray.zero_shot import all_prompts, probabilities
 
 VERSION = 1  # raise when the same features give other pseudo-labels
 Facts = dict[str, Any]  # what a commit says beside its parts
@@ -37,19 +37,23 @@ ROWS_AT_ONCE = 512  # rows whose logits are held together: 512 x 16 members x 1,
 
 
 def pseudo_label_artifact(
-    store: Store, labelers: list[ClipSpec], classnames: tuple[str, ...], template: str
+    store: Store, labelers: list[ClipSpec], classnames: tuple[str, ...], template: str | tuple[str, ...]
 ) -> Artifact:
     """Where the pseudo-labels of some fused labelers lie, for all corpora."""
     identity = {
         "version": VERSION,
         "features": sorted([s.name, feature_artifact(store, s).fingerprint] for s in labelers),
-        "prompts": fill_template(template, classnames),
+        "prompts": all_prompts(template, classnames),
     }
     return Artifact(store, "pseudo_labels", fingerprint(identity))
 
 
 def pseudo_label(
-    corpora: list[Corpus], labelers: list[ClipSpec], classnames: tuple[str, ...], template: str, compute: Compute
+    corpora: list[Corpus],
+    labelers: list[ClipSpec],
+    classnames: tuple[str, ...],
+    template: str | tuple[str, ...],
+    compute: Compute,
 ) -> Artifact:
     """Label every shard that is not labeled yet with the labelers' fused probabilities."""
     store = corpora[0].artifact.store
@@ -71,7 +75,7 @@ def fuse_shard(shard: Shard, inputs: list[tuple[Artifact, Artifact]]) -> pa.Tabl
         labeler_ids, image_features = read_features(features, shard, rejected)
         classify = partial(probabilities, text_features=text_features, logit_scale=logit_scale)
         ids.append(labeler_ids)
-        probs.append(_in_slices(image_features, classify, len(text_features)))
+        probs.append(in_slices(image_features, classify, len(text_features)))
     image_ids, fused = pseudo_labels.fuse(ids, probs)
     label, confidence = pseudo_labels.assign(fused)
     order = [{image_id: i for i, image_id in enumerate(labeler_ids)} for labeler_ids in ids]
@@ -106,14 +110,14 @@ def predict_shard(shard: Shard, features: Artifact, classifier_uri: str) -> pa.T
     ensemble: Ensemble = _ensemble(classifier_uri)
     ids, image_features = read_features(features, shard)
     label, confidence = pseudo_labels.assign(
-        _in_slices(image_features, ensemble.probabilities, len(ensemble.classnames))
+        in_slices(image_features, ensemble.probabilities, len(ensemble.classnames))
     )
-    members = _in_slices(image_features, ensemble.member_labels, len(ensemble.text_features), np.int32)
+    members = in_slices(image_features, ensemble.member_labels, len(ensemble.text_features), np.int32)
     names = [ensemble.classnames[i] for i in label.tolist()]
     return pa.table([pa.array(ids, pa.string()), label, names, confidence, list(members)], schema=schema.PREDICTIONS)
 
 
-def _in_slices(
+def in_slices(
     features: npt.NDArray[np.float16], classify: Callable[[Tensor], Tensor], width: int, dtype: Any = np.float32
 ) -> npt.NDArray[Any]:
     """Apply `classify` ([n, D] -> [n, width]) to all rows, a bounded number at once."""

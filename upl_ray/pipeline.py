@@ -33,6 +33,7 @@ from upl_ray.report.page import PAGE, write_report
 from upl_ray.report.words import store_words
 from upl_ray.selection import select
 from upl_ray.summary import earlier_seconds
+from upl_ray.text_features import text_artifact
 from upl_ray.views import make_views
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,10 @@ def run(config: Config) -> dict[str, Any]:
     """
     started = time.monotonic()
     inputs = prepare(config)
-    specs = list(inputs.specs.values())
-    cluster = RayCluster(config.compute, lambda: preflight(inputs.store, inputs.corpora, specs, config.compute))
+    cluster = cluster_for(inputs)
     chains: dict[str, Chain] = {v: plan_chain(inputs, v) for v in config.variants}
     with cluster.watched():
-        rejected = _embed(inputs, chains, cluster)
+        rejected = embed_corpora(inputs, chains, cluster)
         for variant, chain in chains.items():
             _learn(inputs, variant, chain, rejected, cluster)
     cluster.laps.start("scores")
@@ -86,6 +86,12 @@ def run(config: Config) -> dict[str, Any]:
     return summary
 
 
+def cluster_for(inputs: Inputs) -> RayCluster:
+    """The cluster that a run joins or starts when it has something to do."""
+    specs, compute = list(inputs.specs.values()), inputs.config.compute
+    return RayCluster(compute, lambda: preflight(inputs.store, inputs.corpora, specs, compute))
+
+
 def _places(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, Any]:
     """Folders of everything this run stands on, for readers of its storage."""
     corpora = dict(zip(("corpus", "scored"), inputs.corpora, strict=False))
@@ -99,7 +105,7 @@ def _places(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, Any]:
     }
 
 
-def _embed(inputs: Inputs, chains: dict[str, Chain], cluster: RayCluster) -> dict[str, str]:
+def embed_corpora(inputs: Inputs, chains: dict[str, Chain], cluster: RayCluster) -> dict[str, str]:
     """Features that are needed; returns those images of the corpus that could not be read, with their reasons."""
     specs = list(inputs.specs.values())
     needed = needed_features(inputs, chains)
@@ -122,24 +128,18 @@ def _embed(inputs: Inputs, chains: dict[str, Chain], cluster: RayCluster) -> dic
 
 def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str], cluster: RayCluster) -> None:
     """Everything between features and predictions for one variant."""
-    config, compute = inputs.config, inputs.config.compute
-    classnames, template, target = inputs.classnames, inputs.config.template, inputs.target
+    config, compute, target = inputs.config, inputs.config.compute, inputs.target
     labelers = inputs.labelers(variant)
     log.info("%-12s %s: labeled by %s, learned for %s", "variant", variant, _names(labelers), target.name)
-    if any(t.manifest() is None for t in chain.texts):
-        cluster.start(chain.texts[0].folder)
-        encode_classnames(inputs.store, labelers, classnames, template, compute)
-    if label.unfinished(inputs.corpora, chain.pseudo):
-        cluster.start(chain.pseudo.folder)
-    label.pseudo_label(inputs.corpora, labelers, classnames, template, compute)
-    _select(inputs, chain, cluster)
+    label_corpora(inputs, labelers, config.template, cluster)
+    select_images(inputs, chain.pseudo, chain.selection, config.label.top_k, cluster)
     if chain.views.manifest() is None:
         cluster.start(chain.views.folder)
         make_views(inputs.corpus, chain.selection, target, config.views, compute)
     if unfinished_members(chain.members, config.train):
         cluster.start(chain.members.folder)
     if chain.members.manifest() is None or unfinished_members(chain.members, config.train):
-        task = train.Task(chain.members, chain.selection, chain.views, target, classnames, config.train, compute)
+        task = train.Task(chain.members, chain.selection, chain.views, target, inputs.classnames, config.train, compute)
         train.train_members(task)
     else:
         log.info("%-12s already there: %d members of %s", "training", config.train.members, variant)
@@ -165,13 +165,28 @@ def _names(specs: list[ClipSpec]) -> str:
     return ", ".join(s.name for s in specs)
 
 
-def _select(inputs: Inputs, chain: Chain, cluster: RayCluster) -> None:
+def label_corpora(
+    inputs: Inputs, labelers: list[ClipSpec], template: str | tuple[str, ...], cluster: RayCluster
+) -> Artifact:
+    """Pseudo-labels of all images by some labelers: their class features first, then every shard that has none."""
+    store, classnames, compute = inputs.store, inputs.classnames, inputs.config.compute
+    texts = [text_artifact(store, s, classnames, template) for s in labelers]
+    if any(t.manifest() is None for t in texts):
+        cluster.start(texts[0].folder)
+        encode_classnames(store, labelers, classnames, template, compute)
+    pseudo = label.pseudo_label_artifact(store, labelers, classnames, template)
+    if label.unfinished(inputs.corpora, pseudo):
+        cluster.start(pseudo.folder)
+    return label.pseudo_label(inputs.corpora, labelers, classnames, template, compute)
+
+
+def select_images(inputs: Inputs, pseudo: Artifact, selection: Artifact, k: int, cluster: RayCluster) -> None:
     """The top-K of every class, and a word about classes that got nothing."""
-    k, n_classes = inputs.config.label.top_k, len(inputs.classnames)
-    if chain.selection.manifest() is None:
-        cluster.start(chain.selection.folder)
-        select(chain.selection, inputs.corpus, chain.pseudo, k, n_classes, inputs.config.compute)
-    manifest = chain.selection.manifest()
+    n_classes = len(inputs.classnames)
+    if selection.manifest() is None:
+        cluster.start(selection.folder)
+        select(selection, inputs.corpus, pseudo, k, n_classes, inputs.config.compute)
+    manifest = selection.manifest()
     assert manifest is not None
     starved = [inputs.classnames[c] for c, n in enumerate(manifest["samples_per_class"]) if n == 0]
     log.info("%-12s %d images, top %d of %d classes", "selection", manifest["images"], k, n_classes)

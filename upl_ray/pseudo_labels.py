@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from upl_ray import schema
 
@@ -67,6 +68,17 @@ def top_k(parts: Iterable[pa.Table], k: int) -> pa.Table:
         rows = rows if kept is None else pa.concat_tables([kept.select(columns), rows])
         kept = _ranked(rows.group_by(columns).aggregate([]), k)
     return schema.SELECTION.empty_table() if kept is None else kept
+
+
+def above_threshold(parts: Iterable[pa.Table], threshold: float) -> pa.Table:
+    """Every image whose confidence is at least `threshold`, as `top_k` lists them (FixMatch, equation 4)."""
+    columns = ["image_id", "pseudo_label", "confidence", "shard"]
+    least = pa.scalar(threshold, pa.float32())  # as confidences are stored: 0.9 is not above itself in double precision
+    chosen = [p.select(columns).filter(pc.greater_equal(p["confidence"], least)) for p in parts]
+    if not chosen:
+        return schema.SELECTION.empty_table()
+    rows = pa.concat_tables(chosen).group_by(columns).aggregate([])
+    return _ranked(rows, len(rows))
 
 
 def _ranked(rows: pa.Table, k: int) -> pa.Table:

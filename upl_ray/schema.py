@@ -62,6 +62,9 @@ PREDICTIONS = pa.schema(
     ]
 )
 
+# What one method of a comparison says about one image.
+VOTES = pa.schema([("image_id", pa.string()), ("label", pa.int32()), ("member_labels", pa.list_(pa.int32()))])
+
 # Images that could not be read, and why.
 REJECTED = pa.schema([("image_id", pa.string()), ("reason", pa.string())])
 

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from upl_ray.artifacts import Artifact, Store, fingerprint
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.zero_shot import fill_template
+from upl_ray.zero_shot import all_prompts
 
 VERSION = 1  # raise when the same prompts give other features
 
 
-def text_artifact(store: Store, spec: ClipSpec, classnames: tuple[str, ...], template: str) -> Artifact:
-    """Zero-shot class features of one backbone."""
-    prompts = fill_template(template, classnames)
-    return Artifact(
-        store, f"text-{spec.name}", fingerprint({"version": VERSION, "clip": spec.identity(), "prompts": prompts})
-    )
+def text_artifact(
+    store: Store, spec: ClipSpec, classnames: tuple[str, ...], template: str | tuple[str, ...]
+) -> Artifact:
+    """Zero-shot class features of one backbone, of one template or averaged over several."""
+    identity = {"version": VERSION, "clip": spec.identity(), "prompts": all_prompts(template, classnames)}
+    return Artifact(store, f"text-{spec.name}", fingerprint(identity))
 
 
 def write_text_features(artifact: Artifact, text_features: Tensor, logit_scale: float) -> None:

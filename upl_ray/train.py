@@ -159,6 +159,13 @@ class TrialProgress(tune.Callback):
         self.seen[trial.trial_id] = max(done, self.seen.get(trial.trial_id, 0))
 
 
+def on_this_worker(task: Task) -> Task:
+    """The task with what a plain Ray task holds, for groups that are trained without Ray Tune."""
+    context = ray.get_runtime_context()
+    held = {k: v for k, v in context.get_assigned_resources().items() if k in ("CPU", "GPU")}
+    return replace(task, resources=held, trials=max(1, int(ray.cluster_resources().get("CPU", 1))))
+
+
 def run_trial(task: Task, config: dict[str, Any]) -> None:
     """Body of one Tune trial: train `config["members"]` here, or share them among Ray Train workers."""
     if task.compute.workers_per_trial == 1:

@@ -138,12 +138,19 @@ def read_views(artifact: Artifact, selection: Artifact) -> tuple[Tensor, Tensor]
     ids = sorted(label_of)
     row = {image_id: i for i, image_id in enumerate(ids)}
     features: Tensor | None = None
-    for part in sorted(p for commit in artifact.read_commits(artifact.committed()) for p in commit["parts"]):
-        table = artifact.store.read_table(artifact.name(part))
-        rows = [row[i] for i in table["image_id"].to_pylist()]
-        flat = np.asarray(table["view_features"].combine_chunks().flatten()).reshape(len(rows), manifest["views"], -1)
+    bank = Artifact(artifact.store, "views", manifest["bank"]) if "bank" in manifest else artifact
+    n_views = (bank.manifest() or manifest)["views"]
+    for commit in bank.read_commits(bank.committed()):
+        kept = [i for i in commit["image_ids"] if i in row]
+        if not kept:
+            continue
+        table = pa.concat_tables([bank.store.read_table(bank.name(p)) for p in sorted(commit["parts"])])
+        position = {image_id: i for i, image_id in enumerate(table["image_id"].to_pylist())}
+        flat = np.asarray(table["view_features"].combine_chunks().flatten())
+        found = flat.reshape(len(table), n_views, -1)
         if features is None:
-            features = torch.empty(len(ids), *flat.shape[1:], dtype=torch.float16)
-        features[rows] = torch.from_numpy(flat.copy())
+            features = torch.empty(len(ids), manifest["views"], found.shape[2], dtype=torch.float16)
+        rows = [row[i] for i in kept]
+        features[rows] = torch.from_numpy(found[[position[i] for i in kept], : manifest["views"]])
     assert features is not None, f"{artifact.uri} has no parts"
     return features, torch.tensor([label_of[i] for i in ids])

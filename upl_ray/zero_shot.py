@@ -1,6 +1,6 @@
 """Zero-shot and ensemble classification on normalised features (paper, equations 1 and 2); pure torch.
 
-Shapes: N images, C classes, D feature width, S ensemble members.
+Shapes: N images, C classes, D feature width, S ensemble members, T templates.
 """
 
 from __future__ import annotations
@@ -14,6 +14,18 @@ from torch import Tensor
 def fill_template(template: str, classnames: tuple[str, ...]) -> list[str]:
     """One prompt a class [C]: the template with the class name in place of `{}`."""
     return [template.replace("{}", name) for name in classnames]
+
+
+def all_prompts(template: str | tuple[str, ...], classnames: tuple[str, ...]) -> list[str] | list[list[str]]:
+    """One prompt a class [C], or for each of several templates that [T][C]."""
+    if isinstance(template, str):
+        return fill_template(template, classnames)
+    return [fill_template(t, classnames) for t in template]
+
+
+def average_templates(text_features: Tensor) -> Tensor:
+    """Normalised mean of the class features of T templates, [T, C, D] -> [C, D] (CLIP's paper, section 3.1.4)."""
+    return torch.nn.functional.normalize(text_features.mean(dim=0), dim=-1)
 
 
 def probabilities(image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:

@@ -1,0 +1,242 @@
+"""Every method on the same cached features: one table with accuracies over seeds, intervals and published figures.
+
+features -> pseudo-labels -> samples -> one view bank -> methods x seeds -> table
+
+The features are those of the main job, and so are the steps that make them; prompts too are found again by either job.
+Methods see the corpus and, where they need labels, samples of it and validation images. Scored images are only scored.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, get_args
+
+from upl_ray.artifacts import Artifact, fingerprint
+from upl_ray.bank import share_views
+from upl_ray.comparison import Row, cells, summarize, to_csv, to_markdown
+from upl_ray.config import Config, ConfigError
+from upl_ray.features import rejected_images
+from upl_ray.methods.few_shot import VALIDATION_SHOTS, draw, held_out
+from upl_ray.methods.prompts import coop_recipe
+from upl_ray.methods.templates import read_templates
+from upl_ray.pipeline import label_corpora
+from upl_ray.plots import comparison_png
+from upl_ray.progress import duration
+from upl_ray.runs import Run, Samples, few_shot_run, prompt_run, run_all, unfinished_runs
+from upl_ray.samples import Pool, gather_features, gathered_artifact, read_pool, write_above_threshold, write_samples
+from upl_ray.studies import Cell, Study, open_study, prompt_task, study_inputs, true_labels_of, votes_of
+from upl_ray.study_config import FewShotName
+from upl_ray.text_features import text_artifact
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # raise when the same predictions give another table
+TITLES = {
+    "upl": "UPL",
+    "upl*": "UPL*",
+    "linear-probe": "linear probe",
+    "coop": "CoOp",
+    "clip-adapter": "CLIP-Adapter",
+    "tip-adapter": "Tip-Adapter",
+    "tip-adapter-f": "Tip-Adapter-F",
+}
+WITH_LABELS = get_args(FewShotName)
+Draws = dict[tuple[int, int], tuple[Artifact, Artifact]]  # (shots, seed) -> labeled images, validation images
+
+
+def compare(config: Config) -> dict[str, Any]:
+    """Run what is missing, write the table to storage and return its summary.
+
+    Raises:
+        ConfigError, JobError: see `studies.study_inputs` and `studies.open_study`.
+    """
+    started = time.monotonic()
+    inputs = study_inputs(config)
+    wanted = "templates" in config.compare.methods
+    templates = read_templates(config.compare.templates, inputs.target, inputs.classnames) if wanted else ()
+    study = open_study(inputs, config.compare.transductive)
+    selections, drawn = _pseudo_labeled(study), _drawn(study)
+    learned_from = [*selections.values(), *(shots for shots, _ in drawn.values())]
+    share_views(study.inputs, [(s, config.views) for s in learned_from], study.cluster)
+    cells_of_study = [*_without_labels(study, templates, selections), *_with_labels(study, drawn)]
+    runs = [c.run for c in cells_of_study if c.run]
+    if unfinished_runs(runs):
+        study.cluster.start("methods")
+        run_all("methods", runs, study.inputs.config.compute)
+    artifact, lines = write_table(study, cells_of_study)
+    status = "done" if study.cluster.used else "already done"
+    seconds = round(time.monotonic() - started, 1)
+    log.info("%-12s %s in %s", "comparison", status, duration(seconds))
+    store = study.inputs.store
+    summary = {"status": status, "seconds": seconds, "storage": store.uri, "comparison": artifact.uri}
+    store.write_json("comparison.json", summary)
+    return {**summary, "table": to_markdown(lines)}
+
+
+def _pseudo_labeled(study: Study) -> dict[str, Artifact]:
+    """The images that each method without labels learns prompts from; a method that has none is left out."""
+    inputs, config = study.inputs, study.inputs.config
+    several = len(inputs.specs) > 1
+    learned = [v for v in ("upl", "upl*") if v in config.compare.methods and (several or v == "upl")]
+    selections: dict[str, Artifact] = {v: study.chains[v].selection for v in learned}
+    if "threshold" in config.compare.methods:
+        threshold, pseudo = config.compare.threshold, study.chains["upl"].pseudo
+        above = write_above_threshold(inputs.store, inputs.corpus, pseudo, threshold, len(inputs.classnames))
+        if (above.manifest() or {})["images"]:
+            selections["threshold"] = above
+        else:
+            log.warning("%-12s no image has a confidence of %g: nothing to learn from", "threshold", threshold)
+    return selections
+
+
+def _drawn(study: Study) -> Draws:
+    """Labeled images and validation images for every number of shots and seed; none without labels."""
+    config = study.inputs.config
+    methods = [m for m in config.compare.methods if m in WITH_LABELS]
+    if not methods or not config.compare.shots:
+        return {}
+    if config.corpus.labels == "none":
+        log.warning("%-12s corpus.labels is none: %s are left out", "labels", ", ".join(methods))
+        return {}
+    pools = _pools(study)
+    sizes = [(k, seed) for seed in study.seeds(config.compare.seeds) for k in sorted(set(config.compare.shots))]
+    return {(k, seed): _draw(study, pools, k, seed) for k, seed in sizes}
+
+
+def _without_labels(study: Study, templates: tuple[str, ...], selections: dict[str, Artifact]) -> Iterator[Cell]:
+    """Zero-shot, in three forms, and prompts learned from pseudo-labels."""
+    inputs, config = study.inputs, study.inputs.config
+    if "zero-shot" in config.compare.methods:
+        yield Cell("zero-shot", None, study.chains["upl"].pseudo)
+    if templates:
+        yield Cell("templates", None, label_corpora(inputs, [inputs.target], templates, study.cluster))
+    if "fused" in config.compare.methods and len(inputs.specs) > 1:
+        yield Cell("fused", None, study.chains["upl*"].pseudo)
+    for method, selection in selections.items():
+        for seed in study.seeds(config.compare.seeds):
+            task = prompt_task(inputs, selection, config.train.model_copy(update={"seed": seed}), config.views)
+            run, (artifact,) = prompt_run(task, study.images, [(config.train.members, config.train.ensemble)])
+            yield Cell(method, None, artifact, run)
+
+
+def _with_labels(study: Study, drawn: Draws) -> Iterator[Cell]:
+    """Methods that learn from a few labeled images of each class."""
+    inputs, config = study.inputs, study.inputs.config
+    if not drawn:
+        return
+    selections = [s for pair in drawn.values() for s in pair]
+    gathered = gathered_artifact(study.images.features, selections)
+    gather = Run((gathered,), partial(gather_features, gathered, study.images.features, selections, inputs.corpora))
+    if not gather.done:
+        study.cluster.start("samples")
+        run_all("samples", [gather], config.compute)
+    text = text_artifact(inputs.store, inputs.target, inputs.classnames, config.template)
+    for method in [m for m in config.compare.methods if m in WITH_LABELS]:
+        for (k, seed), (shots, validation) in drawn.items():
+            recipe = coop_recipe(k, config.dataset.name, seed)
+            task = prompt_task(inputs, shots, recipe, config.views)
+            if method == "coop":
+                run, (artifact,) = prompt_run(task, study.images, [(1, "probabilities")])
+            else:
+                samples = Samples(shots, task.views, validation, gathered, text)
+                run = few_shot_run(method, samples, study.images, seed, recipe)
+                (artifact,) = run.artifacts
+            yield Cell(method, k, artifact, run)
+
+
+def _pools(study: Study) -> tuple[Pool, Pool]:
+    """Images that samples are drawn from, and images that validate; apart from each other."""
+    inputs, config = study.inputs, study.inputs.config
+    pool = read_pool(inputs.corpus, config.corpus.labels, inputs.classnames, study.rejected)
+    if inputs.validation:
+        unreadable = rejected_images(study.images.features, inputs.validation.shards)
+        validation = read_pool(inputs.validation, config.validation.labels, inputs.classnames, unreadable)
+    else:
+        log.info("%-12s no validation images given: a fifth of the corpus is kept for it", "samples")
+        pool, validation = pool.where(lambda i: not held_out(i)), pool.where(held_out)
+    for name, images in (("corpus", pool), ("validation", validation)):
+        if not images.ids:
+            raise ConfigError(f"{name}.labels: no image of {images.corpus.name} has a label that is one of the names.")
+    return pool, validation
+
+
+def _draw(study: Study, pools: tuple[Pool, Pool], shots: int, seed: int) -> tuple[Artifact, Artifact]:
+    """Shots and validation images of one seed."""
+    pool, validation = pools
+    most = max(study.inputs.config.compare.shots)
+    rows = [c[:shots] for c in draw(pool.labels, most, seed)]
+    to_validate = draw(validation.labels, min(shots, VALIDATION_SHOTS), seed, validation=True)
+    return (
+        write_samples(study.inputs.store, pool, rows),
+        write_samples(study.inputs.store, validation, to_validate),
+    )
+
+
+def write_table(study: Study, found: list[Cell]) -> tuple[Artifact, list[list[str]]]:
+    """Store the table as Markdown, CSV, JSON and PNG; returns where, and its cells."""
+    inputs, config = study.inputs, study.inputs.config
+    assert inputs.scored is not None
+    identity = {
+        "version": VERSION,
+        "cells": [[c.method, c.shots, c.artifact.folder] for c in found],
+        "compare": config.compare.model_dump(mode="json"),
+        "scored": [inputs.scored.digest, config.scored.labels],
+        "dataset": config.dataset.name,
+    }
+    artifact = Artifact(inputs.store, "comparison", fingerprint(identity))
+    if artifact.manifest() is None:
+        ids, true = true_labels_of(study, "scored")
+        records = summarize(list(rows_of(study, found, ids)), true, config.dataset.name, config.compare.resamples)
+        lines = cells(records)
+        title = f"{inputs.target.name}, {len(ids)} held-out images of {len(inputs.classnames)} classes"
+        store = inputs.store
+        store.write(artifact.name("comparison.md"), (to_markdown(lines) + "\n").encode())
+        store.write(artifact.name("comparison.csv"), to_csv(lines).encode())
+        store.write_json(artifact.name("comparison.json"), records)
+        store.write(artifact.name("comparison.png"), comparison_png(records, title))
+        artifact.finish(images=len(ids), target=inputs.target.name, rows=records)
+    manifest = artifact.manifest()
+    assert manifest is not None
+    return artifact, cells(manifest["rows"])
+
+
+def rows_of(study: Study, found: list[Cell], ids: list[str]) -> Iterator[Row]:
+    """A row for every configured method and number of shots, with the predictions of its runs."""
+    inputs, compare_config = study.inputs, study.inputs.config.compare
+    by_row: dict[tuple[str, int | None], list[Cell]] = defaultdict(list)
+    for cell in found:
+        by_row[cell.method, cell.shots].append(cell)
+    truth = true_labels_of(study, "corpus") if compare_config.transductive else None
+    titles = TITLES | {
+        "zero-shot": "CLIP, one template",
+        "templates": "CLIP, template ensemble",
+        "fused": f"CLIP, {len(inputs.specs)} backbones fused",
+        "threshold": f"threshold self-training, {compare_config.threshold:g}",
+    }
+    for method in compare_config.methods:
+        for shots in sorted(set(compare_config.shots)) if method in WITH_LABELS else [None]:
+            of_row = by_row[method, shots]
+            votes = [votes_of(study, c, "scored", ids) for c in of_row]
+            prompts = [v[:, 1:] for v in votes if method in ("threshold", "upl", "upl*", "coop")]
+            seen = []
+            if truth and method not in WITH_LABELS:
+                seen = [float((votes_of(study, c, "corpus", truth[0])[:, 0] == truth[1]).mean()) for c in of_row]
+            chosen = [(c.artifact.manifest() or {}).get("chosen") for c in of_row if c.run]
+            picked = [c for c in chosen if c]
+            yield Row(method, titles[method], shots, [v[:, 0] for v in votes], prompts, seen, picked)
+
+
+def report(summary: dict[str, Any]) -> str:
+    """What the job prints: the table, how to read it, and one line of JSON."""
+    notes = (
+        "Accuracy on held-out images [%], mean and standard deviation over runs; for learned prompts that of the\n"
+        "ensemble, beside it that of single ones. Differences are paired, with 95 % bootstrap intervals over images.\n"
+        "Published figures are those of the papers, for RN50 and their data; they are not results of this job."
+    )
+    headline = {k: v for k, v in summary.items() if k != "table"}
+    return f"{summary['table']}\n\n{notes}\n\n{json.dumps(headline)}"

@@ -1,0 +1,45 @@
+"""Template ensembles: which templates, and whether their prompts fit the model (Radford et al. 2021, section 3.1.4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+
+from upl_ray.artifacts import Store
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import ConfigError
+from upl_ray.inputs import check_prompts
+from upl_ray.zero_shot import fill_template
+
+
+def read_templates(given: str | tuple[str, ...], spec: ClipSpec, classnames: tuple[str, ...]) -> tuple[str, ...]:
+    """Templates with one `{}` each: open_clip's 80 for ImageNet, those of a file, or the given ones.
+
+    Raises:
+        ConfigError: the file cannot be read, a template has no single `{}`, or a prompt does not fit the model.
+    """
+    templates = templates_of(given)
+    odd = [t for t in templates if t.count("{}") != 1]
+    if odd or not templates:
+        what = f"the template {odd[0]!r} needs exactly one {{}}" if odd else "it is empty"
+        raise ConfigError(f"compare.templates: {what}; write for example 'a photo of a {{}}.'")
+    for template in templates:
+        check_prompts(spec, fill_template(template, classnames))
+    return templates
+
+
+def templates_of(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Templates as they are given."""
+    if isinstance(given, tuple):
+        return given
+    if given == "imagenet":
+        return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
+    folder, _, name = given.rpartition("/")
+    try:
+        text = (Store(folder).read(name) if "://" in given else Path(given).read_bytes()).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"compare.templates {given!r} cannot be read ({error}); give a text file, a list or `imagenet`."
+        ) from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

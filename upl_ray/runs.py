@@ -1,0 +1,242 @@
+"""Runs of an experiment as Ray tasks over cached features; each makes one artifact and is not repeated once it exists.
+
+    one task a run (CPU, or a GPU share to learn prompts)    reads features and samples, writes predictions
+
+Shapes: N images, C classes, D feature width, S members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from torch import Tensor
+
+from upl_ray import schema, train
+from upl_ray.artifacts import Artifact, fingerprint
+from upl_ray.config import Compute, Train
+from upl_ray.corpus import Shard
+from upl_ray.ensemble import Ensemble
+from upl_ray.features import read_features
+from upl_ray.label import in_slices
+from upl_ray.members import finish_members, read_members, unfinished_members
+from upl_ray.methods.clip_adapter import clip_adapter
+from upl_ray.methods.few_shot import FewShot, Fitted
+from upl_ray.methods.linear_probe import linear_probe
+from upl_ray.methods.tip_adapter import tip_adapter, tip_adapter_f
+from upl_ray.pools import in_one_sentence
+from upl_ray.progress import Progress
+from upl_ray.samples import read_gathered, read_samples
+from upl_ray.text_features import read_text_features
+from upl_ray.views import read_views
+
+VERSION = 1  # raise when the same inputs give other predictions
+Average = Literal["probabilities", "logits"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images to classify, in named parts: `scored`, and `corpus` in the transductive setting."""
+
+    features: Artifact
+    parts: dict[str, tuple[Shard, ...]]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides about predictions beside the method."""
+        return {"features": self.features.fingerprint, **{p: [s.state for s in x] for p, x in self.parts.items()}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task: `body` makes `artifacts`."""
+
+    artifacts: tuple[Artifact, ...]
+    body: Callable[[], None]
+    learns_prompts: bool = False
+
+    @property
+    def done(self) -> bool:
+        """True if there is nothing to do."""
+        return all(a.manifest() is not None for a in self.artifacts)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs of a method with labels, all of them in storage."""
+
+    shots: Artifact  # selection
+    views: Artifact  # of the shots
+    validation: Artifact  # selection
+    gathered: Artifact  # features of both
+    text: Artifact
+
+
+def unfinished_runs(runs: Sequence[Run]) -> list[Run]:
+    """Runs with something to do, each set of artifacts once, those that learn prompts first: they take longest."""
+    todo = {tuple(a.folder for a in r.artifacts): r for r in runs if not r.done}
+    return sorted(todo.values(), key=lambda r: not r.learns_prompts)
+
+
+def run_all(step: str, runs: Sequence[Run], compute: Compute) -> None:
+    """Do all unfinished runs, as many at once as the cluster has room for.
+
+    Raises:
+        RayTaskError: a run failed; finished ones stay, and a new job goes on with the others.
+    """
+    todo = unfinished_runs(runs)
+    if not todo:
+        return
+    gpus = gpus_of_prompts(compute)
+    pending = [
+        ray.remote(_call).options(num_cpus=1, num_gpus=gpus if r.learns_prompts else 0).remote(r.body) for r in todo
+    ]
+    progress = Progress(step, len(pending), "runs")
+    while pending:
+        ready, pending = ray.wait(pending)
+        with in_one_sentence(compute):
+            ray.get(ready)
+        progress.advance(len(ready))
+    progress.finish()
+
+
+def gpus_of_prompts(compute: Compute) -> float:
+    """GPUs of a task that learns prompts, as `train.plan_trials` gives them to a trial."""
+    if compute.gpus_per_trial is not None:
+        return compute.gpus_per_trial
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def _call(body: Callable[[], None]) -> None:
+    torch.set_num_threads(1)  # as many tasks as CPUs run at once
+    body()
+
+
+def prompt_run(
+    task: train.Task, images: Images, evaluations: Sequence[tuple[int, Average]]
+) -> tuple[Run, tuple[Artifact, ...]]:
+    """Train the members of a task, as far as they are missing, and classify with some of them.
+
+    Args:
+        task: its selection and views are in storage; its members may be those of the main job.
+        images: what is classified.
+        evaluations: how many of the members are averaged, and what of them.
+
+    Returns:
+        The run, and its artifact for each evaluation.
+    """
+    artifacts = tuple(
+        Artifact(
+            task.artifact.store,
+            "method",
+            fingerprint(
+                {
+                    "version": VERSION,
+                    "members": task.artifact.fingerprint,
+                    "count": count,
+                    "average": average,
+                    **images.identity(),
+                }
+            ),
+        )
+        for count, average in evaluations
+    )
+    return Run(artifacts, partial(_learn_and_classify, task, images, evaluations, artifacts), True), artifacts
+
+
+def _learn_and_classify(
+    task: train.Task, images: Images, evaluations: Sequence[tuple[int, Average]], artifacts: Sequence[Artifact]
+) -> None:
+    todo = unfinished_members(task.artifact, task.recipe)
+    if todo:
+        task = train.on_this_worker(task)
+        train.train_group(task, todo, lambda metrics: None)
+    if task.artifact.manifest() is None:
+        finish_members(task.artifact, task.recipe)
+    tensors = read_members(task.artifact, task.recipe)
+    text_features, ctx = (torch.stack([t[name] for t in tensors]) for name in ("text_features", "ctx"))
+    for (count, average), artifact in zip(evaluations, artifacts, strict=True):
+        about = {"logit_scale": float(tensors[0]["logit_scale"]), "ensemble": average, "classnames": task.classnames}
+        ensemble = Ensemble(text_features[:count], ctx[:count], about)
+        write_predictions(artifact, images, ensemble.probabilities, len(task.classnames), ensemble.member_labels, count)
+        artifact.finish(members=task.artifact.folder, count=count, average=average)
+
+
+def few_shot_run(name: str, samples: Samples, images: Images, seed: int, recipe: Train) -> Run:
+    """Fit a method with labels and classify with it."""
+    identity = {
+        "version": VERSION,
+        "method": name,
+        "recipe": recipe.model_dump() if name == "clip-adapter" else None,
+        "seed": seed if name in ("clip-adapter", "tip-adapter-f") else None,
+        "samples": {field: a.fingerprint for field, a in vars(samples).items()},
+        **images.identity(),
+    }
+    artifact = Artifact(samples.shots.store, "method", fingerprint(identity))
+    return Run((artifact,), partial(_fit_and_classify, name, samples, images, seed, recipe, artifact))
+
+
+def _fit_and_classify(
+    name: str, samples: Samples, images: Images, seed: int, recipe: Train, artifact: Artifact
+) -> None:
+    data = read_few_shot(samples)
+    fitted = fit(name, data, seed, recipe)
+    write_predictions(artifact, images, fitted.logits, len(data.text_features))
+    artifact.finish(method=name, chosen=fitted.chosen, shots=len(data.labels), validation=len(data.validation_labels))
+
+
+def fit(name: str, data: FewShot, seed: int, recipe: Train) -> Fitted:
+    """Fit a method by its name."""
+    if name == "clip-adapter":
+        return clip_adapter(data, seed, recipe)
+    return {"linear-probe": linear_probe, "tip-adapter": tip_adapter, "tip-adapter-f": tip_adapter_f}[name](data, seed)
+
+
+def read_few_shot(samples: Samples) -> FewShot:
+    """What a method with labels may see, from storage; images in the order of ids."""
+    views, labels = read_views(samples.views, samples.shots)
+    validation = read_samples(samples.validation)
+    text_features, logit_scale = read_text_features(samples.text)
+    return FewShot(
+        features=torch.from_numpy(read_gathered(samples.gathered, list(read_samples(samples.shots)))).float(),
+        views=views.float(),
+        labels=labels,
+        validation_features=torch.from_numpy(read_gathered(samples.gathered, list(validation))).float(),
+        validation_labels=torch.tensor(list(validation.values())),
+        text_features=text_features,
+        logit_scale=logit_scale,
+    )
+
+
+def write_predictions(
+    artifact: Artifact,
+    images: Images,
+    classify: Callable[[Tensor], Tensor],
+    n_classes: int,
+    member_labels: Callable[[Tensor], Tensor] | None = None,
+    members: int = 0,
+) -> None:
+    """Label of every image by `classify` ([N, D] -> [N, C]), and by each member alone: a table of each part."""
+    for part, shards in images.parts.items():
+        tables = []
+        for shard in shards:
+            ids, image_features = read_features(images.features, shard)
+            labels = in_slices(image_features, classify, n_classes).argmax(axis=1).astype(np.int32)
+            each = in_slices(image_features, member_labels, members, np.int32) if member_labels else labels[:, None]
+            columns = [pa.array(ids, pa.string()), pa.array(labels), pa.array(list(each), pa.list_(pa.int32()))]
+            tables.append(pa.table(columns, schema=schema.VOTES))
+        artifact.store.write_table(artifact.name(f"{part}.parquet"), pa.concat_tables(tables))
+
+
+def read_predictions(artifact: Artifact, part: str, ids: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """Labels of these images [N, 1 + S]: the method's own, then each member's."""
+    table = artifact.store.read_table(artifact.name(f"{part}.parquet"))
+    row = {image_id: i for i, image_id in enumerate(table["image_id"].to_pylist())}
+    members = np.asarray(table["member_labels"].combine_chunks().flatten()).reshape(len(table), -1)
+    labels = np.concatenate([table["label"].to_numpy()[:, None], members], axis=1)
+    return labels[[row[i] for i in ids]]
