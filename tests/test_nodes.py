@@ -157,6 +157,6 @@ def test_a_job_whose_nodes_are_all_gone_gives_up_in_one_sentence(
     wait_until(job, tmp_path, lambda: any(k.startswith("gone/features") for k in s3.objects(bucket)))
     nodes.ask("lose")
     nodes.ask("lose")
-    out, _ = job.communicate(timeout=200)
+    out, _ = job.communicate(timeout=100)
     assert job.returncode == 1
     assert "All nodes for work have been gone for compute.wait_for_resources_s = 30 s" in out.splitlines()[-1]

@@ -47,7 +47,7 @@ def load_config(args: list[str], default: Path) -> Config:
         SystemExit: status 2 where a command-line option is refused, 0 after `--help`.
     """
     path, rest = _file_first(args, default)
-    return _override(Config, _read_yaml(path, default), path.name, rest)
+    return _override(Config, _read_yaml(path, default), path, rest)
 
 
 def load_predict(args: list[str], default: Path) -> Predict:
@@ -59,11 +59,11 @@ def load_predict(args: list[str], default: Path) -> Predict:
     places = args[:2]
     if len(places) == 2 and not any(p.startswith("-") for p in places):
         data = {"classifier": places[0], "corpus": {"uri": places[1]}}
-        return _override(Predict, data, "CLASSIFIER CORPUS", args[2:])
+        return _override(Predict, data, Path("the command line"), args[2:])
     path, rest = _file_first(args, default)
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{str(path)!r} alone is not enough; name a classifier and a corpus, or one YAML file.")
-    return _override(Predict, _read_yaml(path, default), path.name, rest)
+    return _override(Predict, _read_yaml(path, default), path, rest)
 
 
 def _file_first(args: list[str], default: Path) -> tuple[Path, list[str]]:
@@ -82,18 +82,18 @@ def _read_yaml(path: Path, example: Path) -> dict[str, Any]:
     return data
 
 
-def _override(model: type[Job], data: dict[str, Any], name: str, args: list[str]) -> Job:
+def _override(model: type[Job], data: dict[str, Any], source: Path, args: list[str]) -> Job:
     try:
         config = model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {sentence(error)}") from None
+        raise ConfigError(f"{source}: {sentence(error)}") from None
     return tyro.cli(
         model,
         default=config,
         config=(tyro.conf.FlagConversionOff,),
         args=args,
         prog=f"{Path(sys.argv[0]).name} [CONFIG.yaml]",
-        description=f"{model.__doc__} Values shown are those of {name}.",
+        description=f"{model.__doc__} Values shown are those of {source.name}.",
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import _thread
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -71,14 +72,21 @@ class RayCluster:
         Raises:
             JobError: there was no CPU in the cluster for `compute.wait_for_resources_s`.
         """
+        if threading.current_thread() is not threading.main_thread():  # only that one can be interrupted
+            self._over.set()
+            yield
+            return
+        before = signal.signal(signal.SIGUSR2, _interrupt)  # SIGINT may be ignored, as in a background job of a shell
         try:
             yield
         except (KeyboardInterrupt, JobError, ray.exceptions.RayError):
             if self._lost:
+                ray.shutdown()  # or its reports of lost nodes would follow the job's last line
                 raise JobError(self._lost) from None
             raise
         finally:
             self._over.set()
+            signal.signal(signal.SIGUSR2, before)
 
     def _watch(self) -> None:
         limit, since = self.compute.wait_for_resources_s, None
@@ -94,7 +102,13 @@ class RayCluster:
                     f"All nodes for work have been gone for compute.wait_for_resources_s = {limit} s; what is finished "
                     f"stays in storage, so start nodes and run the job again."
                 )
-                _thread.interrupt_main()  # the main thread waits in Ray
+                main = threading.main_thread().ident
+                assert main is not None
+                signal.pthread_kill(main, signal.SIGUSR2)  # it waits in Ray
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def wait_for_resources(compute: Compute) -> None:
