@@ -193,6 +193,18 @@ def test_tables_are_the_same_as_csv_and_json(nasty: Store) -> None:
     assert rows_of(nasty, "report/tables/rejected.csv")[0]["reason"] == "damaged image: <b>boo</b>"
 
 
+def test_changed_images_are_those_on_which_zero_shot_and_the_ensemble_differ(nasty: Store) -> None:
+    predicted = {r["image_id"]: r["label"] for r in rows_of(nasty, "report/labels/predictions-upl.csv")}
+    zero_shot = {r["image_id"]: r["pseudo_label"] for r in rows_of(nasty, "report/labels/pseudo_labels-upl.csv")}
+    changed = nasty.read_json("report/tables/changed-upl.json")
+    differ = {i for i in predicted if predicted[i] != zero_shot[i]}
+    assert {r["image_id"] for r in changed} == differ
+    for row in changed:
+        assert (str(row["before"]), str(row["after"])) == (zero_shot[row["image_id"]], predicted[row["image_id"]])
+    confidences = [r["after_confidence"] for r in changed]
+    assert confidences == sorted(confidences, reverse=True)
+
+
 def test_starved_classes_come_first_then_those_of_least_agreement(nasty: Store) -> None:
     cards = [a for t, a in Seen(page_of(nasty)).elements if t == "article"]
     assert next(c["data-label"] for c in cards if c["data-variant"] == "upl-star") == "4"
