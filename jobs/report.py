@@ -8,13 +8,13 @@ import logging
 import sys
 
 from upl_ray.artifacts import Store
-from upl_ray.config import ConfigError
+from upl_ray.config import ConfigError, JobError
 from upl_ray.report.compare import write_comparison
 from upl_ray.report.page import write_report
 
 
 def main() -> int:
-    """Exit status: 0 when the page is written, 2 when there is no finished run."""
+    """Exit status: 0 when the page is written, 2 when there is no finished run, 1 otherwise."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("upl_ray").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,9 +27,9 @@ def main() -> int:
             print(write_report(stores[0], again=True, every_label=args.labels))
         else:
             print(write_comparison(stores))
-    except ConfigError as error:
+    except (ConfigError, JobError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 1
     return 0
 
 

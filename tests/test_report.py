@@ -22,7 +22,8 @@ from s3_server import S3Server
 
 from benchmarks.synthetic_run import SyntheticRun
 from upl_ray.artifacts import Store
-from upl_ray.config import ConfigError
+from upl_ray.config import ConfigError, JobError
+from upl_ray.corpus import list_corpus
 from upl_ray.report import thumbnails
 from upl_ray.report.compare import differences, write_comparison
 from upl_ray.report.page import PAGE, write_report
@@ -255,6 +256,17 @@ def test_missing_images_leave_a_place_and_a_reason(tmp_path: Path) -> None:
     missing = [r for r in store.read_table(f"{folder}/sprites.parquet")["missing"].to_pylist() if r != "{}"]
     assert "missing file" in "".join(missing)
     assert "not an image" in "".join(missing)
+
+
+def test_a_corpus_that_was_listed_anew_is_told_in_one_sentence(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
+    run = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",))
+    store = run.write()
+    for image in (tmp_path / "images" / "a").iterdir():
+        image.write_bytes(image.read_bytes() + b" ")
+    list_corpus(store, run.config().corpus, 1000)  # what a later job does first, and then it is killed
+    with pytest.raises(JobError, match="the corpus has changed since"):
+        write_report(store)
 
 
 def test_a_corpus_that_is_away_costs_the_pictures_only_until_it_is_back(tmp_path: Path) -> None:

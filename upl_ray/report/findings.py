@@ -56,7 +56,7 @@ class Findings:
 
 def gather(run: FinishedRun) -> list[Findings]:
     """Everything about each variant of a run, the exported one first."""
-    found = []
+    found, recipe = [], run.config["train"]
     for variant in run.variants:
         parts, selected = analyse(run, variant)
         history = run.store.read_table(variant.members.name("history.parquet"))
@@ -66,7 +66,7 @@ def gather(run: FinishedRun) -> list[Findings]:
                 variant,
                 parts,
                 selected.to_pylist(),
-                losses.astype(np.float64).reshape(-1, int(run.config["train"]["epochs"])),
+                losses.astype(np.float64).reshape(-1, recipe["epochs"])[: recipe["members"]],
                 word_artifact(variant.classifier).manifest() or {},
                 run.summary["scores"][variant.name],
             )
