@@ -13,7 +13,7 @@ from upl_ray.report.page import write_report
 
 
 def main() -> int:
-    """Exit status: 0 when the page is written, 2 when there is no finished run."""
+    """Exit status: 0 when the page is written, 2 when there is no finished run, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("storage", nargs="+", help="storage_path of a run; the first is written to")
     parser.add_argument("--labels", action="store_true", help="export the labels of a large corpus too")

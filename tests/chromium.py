@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,9 +17,37 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
+from PIL import Image
 
 BINARIES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TIMEOUT_S = 60.0
+LOOKS = {"light": (1280, "light"), "dark": (1280, "dark"), "narrow": (360, "light")}  # name -> width, colour scheme
+SHOWN = "[...document.querySelectorAll('.card')].filter((c) => c.checkVisibility()).map((c) => c.dataset.name)"
+# Contrast of two colours by WCAG 2.2; `Canvas` colours come from the page as rgb(...).
+CONTRAST = """
+(() => {
+  const channel = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number).map(channel);
+  const light = ([r, g, b]) => 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  const solid = (e) => {
+    for (; e; e = e.parentElement) {
+      const color = getComputedStyle(e).backgroundColor;
+      if (!/, 0\\)$/.test(color)) return color;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  let worst = [99, ""];
+  for (const e of document.querySelectorAll("main *, nav *, header *")) {
+    if (!e.textContent.trim() || e.closest("svg") || !e.checkVisibility()) continue;
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(rgb(solid(e)))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < worst[0]) worst = [ratio, e.tagName + ": " + e.textContent.trim().slice(0, 60)];
+  }
+  return worst;
+})()
+"""
 
 
 def find_chromium() -> str | None:
@@ -141,3 +171,51 @@ def visit(script: Callable[[Page], Any]) -> Any:
     binary = find_chromium()
     assert binary is not None
     return asyncio.run(_visit(binary, script))
+
+
+def nothing_wrong(page: Page, report: Path) -> None:
+    """No error, no warning, and nothing asked for but the page itself."""
+    assert page.problems == []
+    assert [r for r in page.requests if not r.startswith("data:")] == [report.resolve().as_uri()]
+
+
+async def filter_to_one_class(page: Page, report: Path) -> None:
+    """What a person does who wants to see the images of one class."""
+    await page.open(report)
+    everything = await page.run(SHOWN)
+    wanted = everything[1]
+    await page.run("document.getElementById('search').focus()")
+    await page.type(wanted)
+    assert await page.run(SHOWN) == [wanted]
+    assert await page.run("document.getElementById('count').textContent") == f"1 of {len(everything)} classes"
+    await page.run("[...document.querySelectorAll('.card details')].find((d) => d.checkVisibility()).open = true")
+    await page.run("new Promise((done) => setTimeout(done, 200))")
+    rows = await page.run("[...document.querySelectorAll('.card tbody tr')].map((r) => r.cells[1].textContent)")
+    assert rows
+    assert len(rows) == len(set(rows))
+    assert await page.run("document.querySelector('.card table').querySelectorAll('img, script, b').length") == 0
+    nothing_wrong(page, report)
+
+
+async def look_around(page: Page, report: Path, folder: Path, name: str) -> None:
+    """Open everything, measure contrast and width, and take a picture of each section.
+
+    The pictures are kept where UPL_SCREENSHOTS says, to be looked at.
+    """
+    folder = Path(os.environ.get("UPL_SCREENSHOTS", folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    width, scheme = LOOKS[name]
+    await page.look(width, 1000, scheme)
+    await page.open(report)
+    await page.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    await page.run("new Promise((done) => setTimeout(done, 300))")
+    ratio, where = await page.run(CONTRAST)
+    assert ratio >= 4.5, where  # WCAG 2.2, level AA
+    assert await page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    await page.run("document.querySelectorAll('details').forEach((d) => { d.open = false; })")
+    for section in ("verdict", "classes", "observations", "members-section", "changes", "calibration"):
+        await page.run(f"document.getElementById('{section}').scrollIntoView()")
+        await page.run("new Promise((done) => setTimeout(done, 300))")
+        with Image.open(io.BytesIO(await page.screenshot(folder / f"{name}-{section}.png"))) as image:
+            assert (np.asarray(image.convert("L")).mean() < 100) == (scheme == "dark")
+    nothing_wrong(page, report)

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import LOOKS, Page, filter_to_one_class, find_chromium, look_around, visit
+from worlds import folders
 
+from upl_ray.artifacts import Store
 from upl_ray.command_line import load_config
 from upl_ray.demo.digits import CLASSNAMES
 from upl_ray.demo.locate import BACKBONES
@@ -84,6 +87,30 @@ def test_the_headline_is_one_json_line_with_counts_and_accuracies(demo: dict[str
         "upl zero_shot fused",
         "upl ensemble",
     }
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
+@pytest.mark.parametrize("name", LOOKS)
+def test_its_report_can_be_used_and_read_in_a_browser(demo: dict[str, Any], tmp_path: Path, name: str) -> None:
+    async def use(page: Page) -> None:
+        await filter_to_one_class(page, Path(demo["report"]))
+        page.requests.clear()
+        await look_around(page, Path(demo["report"]), tmp_path, name)
+
+    visit(use)
+
+
+def test_its_report_is_rebuilt_from_storage_alone(demo: dict[str, Any]) -> None:
+    page = Path(demo["report"])
+    before = page.read_bytes()
+    page.unlink()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "jobs/report.py", demo["storage"]]
+    subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert page.read_bytes() == before
+    assert before.count(b'<article class="card"') == 20  # ten classes, two variants
+    words = [Store(demo["storage"]).read_json(f"{w}/manifest.json")["words"] for w in folders(demo["storage"], "words")]
+    assert [len(of) for of in words] == [16, 16]
 
 
 def test_the_weights_are_small(demo: dict[str, Any]) -> None:

@@ -85,6 +85,22 @@ def test_a_second_run_finds_everything_and_needs_no_ray(first: dict[str, Any], w
     assert last["classifier"] == first["classifier"]
     assert set(last["accuracy"]) >= {"zero_shot", "upl* ensemble", "upl ensemble"}
     assert before == modification_times(first["storage"], "features", "pseudo_labels", "selection", "views", "members")
+    written = json.loads((Path(first["storage"]) / "run.json").read_text())
+    assert written["steps"] == first["steps"]  # the second run took no time, and says how long the first one took
+
+
+def test_a_run_says_how_long_each_step_took_and_ends_with_its_report(first: dict[str, Any]) -> None:
+    made = [folder for of in first["artifacts"]["variants"].values() for folder in of.values()]
+    timed = {
+        k: s for k, s in first["steps"].items() if k.startswith(("pseudo_labels", "views", "members", "predictions"))
+    }
+    assert timed.keys() <= set(made)
+    assert len(timed) == 8
+    assert sum(first["steps"].values()) <= first["seconds"] + 1
+    page = Path(first["report"]).read_text()
+    assert "truncated or damaged image" in page
+    assert f"{first['images']} images" in page
+    assert page.count('<article class="card"') == 20
 
 
 def test_shards_and_groupings_do_not_change_the_contexts(first: dict[str, Any], world: Path, tmp_path: Path) -> None:

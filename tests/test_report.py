@@ -22,7 +22,8 @@ from s3_server import S3Server
 
 from benchmarks.synthetic_run import SyntheticRun
 from upl_ray.artifacts import Store
-from upl_ray.config import ConfigError
+from upl_ray.config import ConfigError, JobError
+from upl_ray.corpus import list_corpus
 from upl_ray.report import thumbnails
 from upl_ray.report.compare import differences, write_comparison
 from upl_ray.report.page import PAGE, write_report
@@ -193,6 +194,18 @@ def test_tables_are_the_same_as_csv_and_json(nasty: Store) -> None:
     assert rows_of(nasty, "report/tables/rejected.csv")[0]["reason"] == "damaged image: <b>boo</b>"
 
 
+def test_changed_images_are_those_on_which_zero_shot_and_the_ensemble_differ(nasty: Store) -> None:
+    predicted = {r["image_id"]: r["label"] for r in rows_of(nasty, "report/labels/predictions-upl.csv")}
+    zero_shot = {r["image_id"]: r["pseudo_label"] for r in rows_of(nasty, "report/labels/pseudo_labels-upl.csv")}
+    changed = nasty.read_json("report/tables/changed-upl.json")
+    differ = {i for i in predicted if predicted[i] != zero_shot[i]}
+    assert {r["image_id"] for r in changed} == differ
+    for row in changed:
+        assert (str(row["before"]), str(row["after"])) == (zero_shot[row["image_id"]], predicted[row["image_id"]])
+    confidences = [r["after_confidence"] for r in changed]
+    assert confidences == sorted(confidences, reverse=True)
+
+
 def test_starved_classes_come_first_then_those_of_least_agreement(nasty: Store) -> None:
     cards = [a for t, a in Seen(page_of(nasty)).elements if t == "article"]
     assert next(c["data-label"] for c in cards if c["data-variant"] == "upl-star") == "4"
@@ -243,6 +256,17 @@ def test_missing_images_leave_a_place_and_a_reason(tmp_path: Path) -> None:
     missing = [r for r in store.read_table(f"{folder}/sprites.parquet")["missing"].to_pylist() if r != "{}"]
     assert "missing file" in "".join(missing)
     assert "not an image" in "".join(missing)
+
+
+def test_a_corpus_that_was_listed_anew_is_told_in_one_sentence(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
+    run = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",))
+    store = run.write()
+    for image in (tmp_path / "images" / "a").iterdir():
+        image.write_bytes(image.read_bytes() + b" ")
+    list_corpus(store, run.config().corpus, 1000)  # what a later job does first, and then it is killed
+    with pytest.raises(JobError, match="the corpus has changed since"):
+        write_report(store)
 
 
 def test_a_corpus_that_is_away_costs_the_pictures_only_until_it_is_back(tmp_path: Path) -> None:

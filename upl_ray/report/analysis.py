@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from upl_ray import schema
 from upl_ray.artifacts import Artifact, fingerprint
+from upl_ray.config import JobError
 from upl_ray.corpus import Corpus, Shard
 from upl_ray.metrics import UNLABELED
 from upl_ray.report.finished import FinishedRun, Variant, manifest_of
@@ -41,6 +42,9 @@ def analyse(run: FinishedRun, variant: Variant) -> tuple[dict[str, Any], pa.Tabl
 
     Returns:
         For each corpus (`corpus`, `scored`) the result of `Tally`, and the rows of `schema.SELECTED`.
+
+    Raises:
+        JobError: the corpus was listed anew since, and selected images are gone.
     """
     artifact = analysis_artifact(run, variant)
     if artifact.manifest() is None:
@@ -125,5 +129,11 @@ def _details(rows: Rows, chosen: set[str]) -> dict[str, dict[str, Any]]:
 
 
 def _selected_table(selection: pa.Table, known: dict[str, dict[str, Any]]) -> pa.Table:
+    gone = [i for i in selection["image_id"].to_pylist() if i not in known]
+    if gone:
+        raise JobError(
+            f"{len(gone)} selected images, {gone[0]!r} for example, are listed no more: the corpus has changed since "
+            f"this run ended. Finish the job that listed it anew, and its report will be made."
+        )
     rows = [{**row, **known[row["image_id"]]} for row in selection.to_pylist()]
     return pa.Table.from_pylist(rows, schema=schema.SELECTED)

@@ -24,13 +24,12 @@ MOST_NAMES = 8  # points that are named in a cloud
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share with its interval [0-1], and how it is shown."""
+    """A share with its interval [0-1]."""
 
     label: str
     value: float
     low: float
     high: float
-    series: int = 0
 
 
 def estimates(groups: dict[str, list[Estimate]], xlabel: str) -> Figure:
@@ -167,6 +166,8 @@ def images_per_class(series: dict[str, list[int]], names: Sequence[str], ylabel:
     else:
         axes.set_xticks(range(len(order)), [shorten(names[i], 16) for i in order], rotation=45, ha="right")
         axes.grid(axis="x", visible=False)
+    if not many:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(ylabel)
     figure.legend(loc="outside upper right", ncols=1 if sum(map(len, series)) > 46 else 2)
     return figure

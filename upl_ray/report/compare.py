@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from upl_ray.artifacts import Store
+from upl_ray.config import ConfigError
 from upl_ray.metrics import UNLABELED, paired_difference
 from upl_ray.report.charts import Estimate, estimates
 from upl_ray.report.exhibit import NAMES_OF_PARTS, Exhibit
 from upl_ray.report.figures import figure_style
 from upl_ray.report.findings import Findings, accuracies, agreements, gather, zero_shot_accuracy
 from upl_ray.report.finished import FinishedRun, open_run
-from upl_ray.report.html import render, share
+from upl_ray.report.html import cell, render, share
 from upl_ray.report.page import show
 from upl_ray.report.read_ahead import read_ahead
 from upl_ray.score import labels_of
@@ -54,8 +55,12 @@ def write_comparison(stores: list[Store]) -> str:
     """Compare the runs in several storages; the page is written into the first one, and its address returned.
 
     Raises:
-        ConfigError: one of them holds no finished run.
+        ConfigError: one of them holds no finished run, or there are more runs than letters.
     """
+    if len(stores) > len(string.ascii_uppercase):
+        raise ConfigError(
+            f"{len(stores)} runs are too many for one page; compare at most {len(string.ascii_uppercase)}."
+        )
     runs = [open_run(store.uri) for store in stores]
     compared = [Compared(letter, run, gather(run)) for letter, run in zip(string.ascii_uppercase, runs, strict=False)]
     part = next((c.first.judged_part for c in compared if c.first.judged_part), "corpus")
@@ -122,7 +127,7 @@ def _overview(compared: list[Compared]) -> tuple[list[str], list[list[Any]]]:
         ),
         *((f"ensemble, {name}", [ensemble(c, p) for c in compared]) for p, name in NAMES_OF_PARTS.items()),
     ]
-    return ["", *(c.letter for c in compared)], [[what, *values] for what, values in rows]
+    return ["", *(c.letter for c in compared)], [[what, *map(cell, values)] for what, values in rows]
 
 
 def differences(configs: dict[str, dict[str, Any]]) -> list[list[Any]]:

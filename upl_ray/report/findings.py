@@ -56,7 +56,7 @@ class Findings:
 
 def gather(run: FinishedRun) -> list[Findings]:
     """Everything about each variant of a run, the exported one first."""
-    found = []
+    found, recipe = [], run.config["train"]
     for variant in run.variants:
         parts, selected = analyse(run, variant)
         history = run.store.read_table(variant.members.name("history.parquet"))
@@ -66,7 +66,7 @@ def gather(run: FinishedRun) -> list[Findings]:
                 variant,
                 parts,
                 selected.to_pylist(),
-                losses.astype(np.float64).reshape(-1, int(run.config["train"]["epochs"])),
+                losses.astype(np.float64).reshape(-1, recipe["epochs"])[: recipe["members"]],
                 word_artifact(variant.classifier).manifest() or {},
                 run.summary["scores"][variant.name],
             )
@@ -74,10 +74,10 @@ def gather(run: FinishedRun) -> list[Findings]:
     return found
 
 
-def estimate(label: str, right: int, n: int, series: int = 0) -> Estimate:
+def estimate(label: str, right: int, n: int) -> Estimate:
     """A share with its 95 % interval."""
     low, high = wilson(right, n)
-    return Estimate(label, right / n, low, high, series)
+    return Estimate(label, right / n, low, high)
 
 
 def accuracies(found: list[Findings], part: str) -> list[Estimate]:
@@ -106,9 +106,9 @@ def agreements(found: list[Findings], part: str) -> list[Estimate]:
         rows = [estimate(f"{name} with all fused", pairs[i][-1], n) for i, name in enumerate(widest.variant.labelers)]
     for f in found:
         members = [agree / n for agree in f.parts[part]["members_agree"]]
-        title = f"{f.title}, members with ensemble"
+        title = f"{f.title}, members (range)"
         rows.append(Estimate(title, float(np.mean(members)), min(members), max(members)))
-        rows.append(estimate(f"{f.title}, as zero-shot", n - f.parts[part]["change"]["changed"], n))
+        rows.append(estimate(f"{f.title}, unchanged label", n - f.parts[part]["change"]["changed"], n))
     return rows
 
 

@@ -27,9 +27,10 @@ def results(found: list[Findings]) -> Exhibit:
         groups = {NAMES_OF_PARTS[p]: agreements(found, p) for p in found[0].parts}
         title, name, xlabel = "Agreement (no accuracy)", "agreement", "share of images with the same label"
         caption = (
-            "There are no labels, so this is not accuracy: models can agree and be wrong together. Look for a backbone "
-            "that agrees much less than the others, and for how much learning changed. Bars: 95 % intervals (Wilson); "
-            "for members, the range."
+            "There are no labels, so this is not accuracy: models can agree and be wrong together. Backbones are "
+            "held against all fused, members against their ensemble, the ensemble against zero-shot. Look for a "
+            "backbone that agrees much less than the others, and for how much learning changed. Bars: 95 % "
+            "intervals (Wilson); for members, the range."
         )
     rows = [[g, e.label, e.value, e.low, e.high] for g, of in groups.items() for e in of]
     return Exhibit(

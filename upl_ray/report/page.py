@@ -23,6 +23,7 @@ from upl_ray.report.figures import figure_style, to_png, to_svg
 from upl_ray.report.findings import Findings, gather
 from upl_ray.report.finished import FinishedRun, open_run
 from upl_ray.report.html import render
+from upl_ray.report.tables import all_tables, rejected_images
 from upl_ray.report.thumbnails import Sprite
 from upl_ray.report.verdict import facts, provenance_rows, sentences, step_rows
 
@@ -56,7 +57,7 @@ def write_report(store: Store, again: bool = False, every_label: bool = False) -
     found = gather(run)
     cards, changed = make_cards(found, run.classnames, run.corpora["corpus"])
     shown = _exhibits(run, found)
-    for name, (header, rows) in _tables(run, found, cards).items():
+    for name, header, rows in all_tables(run, found, cards):
         _write_table(store, name, header, rows)
     labels = export_labels(run, f"{FOLDER}/labels") if every_label or run.summary["images"] <= AT_ONCE else []
     write_events(store, f"{FOLDER}/tensorboard", found)
@@ -104,53 +105,11 @@ def _write_table(store: Store, name: str, header: list[str], rows: list[list[Any
     store.write(f"{folder}/tables/{name}.json", as_json(header, rows))
 
 
-def _tables(run: FinishedRun, found: list[Findings], cards: list[Card]) -> dict[str, tuple[list[str], list[list[Any]]]]:
-    """Tables that no figure stands for."""
-    header = ["class", "classname", "selected", "pseudo-labels", "labelers_agree", "members_agree", "right", "labeled"]
-    tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
-    names = run.classnames
-    for f in found:
-        mine = sorted((c for c in cards if c.variant == f.slug), key=lambda c: c.label)
-        tables[f"classes-{f.slug}"] = (
-            header,
-            [
-                [c.label, c.classname, c.images, c.predicted, c.labelers_agree, c.members_agree, c.right, c.known]
-                for c in mine
-            ],
-        )
-        fields = [
-            "image_id",
-            "pseudo_label",
-            "rank",
-            "confidence",
-            "labelers_agree",
-            "members_agree",
-            "label",
-            "true_label",
-        ]
-        tables[f"selected-{f.slug}"] = (
-            ["classname", *fields],
-            [[names[r["pseudo_label"]], *(r[field] for field in fields)] for r in f.selected],
-        )
-        rows = [list(e.values()) for e in f.corpus["examples"]]
-        tables[f"changed-{f.slug}"] = (
-            ["image_id", "shard", "before", "before_confidence", "after", "after_confidence", "true"],
-            rows,
-        )
-    tables["rejected"] = (["image_id", "reason"], _rejected(run))
-    return tables
-
-
-def _rejected(run: FinishedRun) -> list[list[Any]]:
-    rows = run.store.read_table(run.variants[0].predictions.name("rejected.parquet")).to_pylist()
-    return [[r["image_id"], r["reason"]] for r in rows]
-
-
 def _context(
     run: FinishedRun, found: list[Findings], cards: list[Card], changed: dict[str, Sprite], shown: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What the template is filled with."""
-    rejected = _rejected(run)
+    _, rejected = rejected_images(run)
     return {
         "run": run,
         "summary": run.summary,

@@ -118,9 +118,10 @@ def _tiles(corpus: Corpus, wanted: Wanted) -> tuple[dict[str, Tile], bool]:
     pairs = sorted({pair for of in wanted.values() for pair in of})
     size = next((t for most, t in SIZES if len(pairs) <= most), SIZES[-1][1])
     shards = {s.id: s for s in corpus.shards}
-    found: dict[str, Tile] = {}
+    found: dict[str, Tile] = {image_id: "listed no more" for shard, image_id in pairs if shard not in shards}
+    there = [pair for pair in pairs if pair[0] in shards]
     reached = True
-    for tiles, answered in read_ahead(_groups(pairs, shards), lambda group: _read_group(corpus, *group, size)):
+    for tiles, answered in read_ahead(_groups(there, shards), lambda group: _read_group(corpus, *group, size)):
         found |= tiles
         reached &= answered
     return found, reached

@@ -32,8 +32,8 @@ def sentences(run: FinishedRun, found: list[Findings]) -> list[str]:
         return [
             *said,
             "No labels were given, so nothing on this page is an accuracy. Agreement shows that models say the same, "
-            "confidence that they are sure; they can be wrong together, and sure of it. A few hundred labeled images "
-            "in `scored` would tell.",
+            "confidence that they are sure; they can be wrong together, and sure of it. A few hundred labeled images, "
+            "named in the field scored, would tell.",
         ]
     said = [_with_labels(run, f, part) for f in found]
     return [*said, "True labels score this page; no step of the run has seen them."]

@@ -1,0 +1,46 @@
+"""Tables that no figure stands for: classes, selected, changed and rejected images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from upl_ray.report.cards import Card
+from upl_ray.report.findings import Findings
+from upl_ray.report.finished import FinishedRun
+
+Table = tuple[list[str], list[list[Any]]]  # header, rows
+CLASSES = ["class", "classname", "selected", "pseudo_labels", "labelers_agree", "members_agree", "right", "labeled"]
+SELECTED = ["pseudo_label", "rank", "confidence", "labelers_agree", "members_agree", "label", "true_label"]
+CHANGED = ["image_id", "before", "before_confidence", "after", "after_confidence", "true"]
+
+
+def all_tables(
+    run: FinishedRun, found: list[Findings], cards: list[Card]
+) -> Iterator[tuple[str, list[str], list[Any]]]:
+    """Name, header and rows of each table."""
+    for f in found:
+        yield f"classes-{f.slug}", *classes(f, cards)
+        yield f"selected-{f.slug}", *selected(f, run.classnames)
+        yield f"changed-{f.slug}", CHANGED, [[e[field] for field in CHANGED] for e in f.corpus["examples"]]
+    yield "rejected", *rejected_images(run)
+
+
+def classes(f: Findings, cards: list[Card]) -> Table:
+    """What is known of each class, in the order of indices."""
+    mine = sorted((c for c in cards if c.variant == f.slug), key=lambda c: c.label)
+    return CLASSES, [
+        [c.label, c.classname, c.images, c.predicted, c.labelers_agree, c.members_agree, c.right, c.known] for c in mine
+    ]
+
+
+def selected(f: Findings, names: tuple[str, ...]) -> Table:
+    """The top-K of every class."""
+    header = ["image_id", "classname", *SELECTED]
+    return header, [[r["image_id"], names[r["pseudo_label"]], *(r[field] for field in SELECTED)] for r in f.selected]
+
+
+def rejected_images(run: FinishedRun) -> Table:
+    """Images that could not be read, and why."""
+    rows = run.store.read_table(run.variants[0].predictions.name("rejected.parquet")).to_pylist()
+    return ["image_id", "reason"], [[r["image_id"], r["reason"]] for r in rows]
