@@ -38,7 +38,10 @@ def comparison_png(records: Sequence[dict[str, Any]], title: str) -> bytes:
 
 
 def ablation_png(records: Sequence[dict[str, Any]], title: str) -> bytes:
-    """One panel a factor: accuracy of the ensemble and precision of the pseudo-labels against its values."""
+    """One panel a factor: accuracy of the ensemble, and of the pseudo-labels where the factor changes them.
+
+    Values that have an order are joined by a line.
+    """
     factors = list(dict.fromkeys(r["factor"] for r in records))
     rows = -(-len(factors) // PANEL_COLUMNS)
     figure = Figure(figsize=(10, 3.2 * rows), layout="constrained")
@@ -46,9 +49,11 @@ def ablation_png(records: Sequence[dict[str, Any]], title: str) -> bytes:
     for axes, factor in zip(panels, factors, strict=False):
         points = [r for r in records if r["factor"] == factor]
         x = list(range(len(points)))
-        _error_bars(axes, x, [p["accuracy"] for p in points], "accuracy", "C0")
-        if all(p["precision"] is not None for p in points):
-            axes.plot(x, [100 * p["precision"] for p in points], "s:", color="C1", label="pseudo-label precision")
+        line = "-" if all(p["value"].isdigit() for p in points) else ""
+        _error_bars(axes, x, [p["accuracy"] for p in points], "accuracy", "C0", line)
+        precision = [100 * p["precision"] for p in points if p["precision"] is not None]
+        if len(precision) == len(points) and max(precision) > min(precision):
+            axes.plot(x, precision, "s" + (line and ":"), color="C1", label="pseudo-label precision")
         axes.set_xticks(x, [str(p["value"]) for p in points], rotation=30 if factor == "labels" else 0, fontsize=8)
         axes.set_title(factor)
         axes.set_ylabel("[%]")
@@ -59,10 +64,12 @@ def ablation_png(records: Sequence[dict[str, Any]], title: str) -> bytes:
     return _png(figure)
 
 
-def _error_bars(axes: Axes, x: Sequence[float], values: Sequence[dict[str, Any]], label: str, color: str) -> None:
+def _error_bars(
+    axes: Axes, x: Sequence[float], values: Sequence[dict[str, Any]], label: str, color: str, line: str = "-"
+) -> None:
     means = [100 * v["mean"] for v in values]
     deviations = [100 * (v["deviation"] or 0.0) for v in values]
-    axes.errorbar(x, means, yerr=deviations, marker="o", capsize=3, label=label, color=color)
+    axes.errorbar(x, means, yerr=deviations, marker="o", linestyle=line, capsize=3, label=label, color=color)
 
 
 def _png(figure: Figure) -> bytes:
