@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from upl_ray.backbones import resolve
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Backbone, Compute, Source
 from upl_ray.corpus import Corpus, list_corpus
-from upl_ray.embed import embed
+from upl_ray.embed import decode_chunk, embed
 from upl_ray.features import feature_artifact, read_features
+from upl_ray.images import Geometry
+from upl_ray.reading import MISSING
 
 SIZES = (224, 288, 384, 448)  # the paper's four resolutions
 
@@ -96,3 +99,19 @@ def test_only_missing_pairs_of_shard_and_backbone_are_computed(
     embed_all(corpus, specs[:2], Compute(chunk_size=4))  # and a second backbone was added since
     assert {s.id: lost.read_commit(s.id)["parts"] for s in corpus.shards if s.id != victim} == kept
     assert lost.committed() == feature_artifact(store, specs[1]).committed() == {s.id for s in corpus.shards}
+
+
+def test_images_that_are_gone_are_not_looked_for_and_move_no_other(pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "pictures")
+    corpus = list_corpus(Store(str(tmp_path / "storage")), Source(uri=str(tmp_path / "pictures")), 30)
+    (shard,), geometry = corpus.shards, Geometry(32, 32)
+    whole = decode_chunk(shard.root, corpus.listing(shard), [geometry])
+    gone = frozenset(whole["image_ids"][:5])
+    for image_id in gone:
+        (tmp_path / "pictures" / image_id).unlink()
+    rest = decode_chunk(shard.root, corpus.listing(shard), [geometry], gone)
+    assert rest["image_ids"] == whole["image_ids"]
+    assert rest["reasons"] == [MISSING] * 5 + whole["reasons"][5:]
+    assert np.array_equal(rest[geometry.key][5:], whole[geometry.key][5:])
+    first = decode_chunk(shard.root, corpus.listing(shard).slice(0, 5), [geometry], gone)  # all of a chunk
+    assert first["reasons"] == [MISSING] * 5

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from worlds import committed_rows, folders
 
+from upl_ray.artifacts import Artifact, Store
 from upl_ray.command_line import load_predict
 from upl_ray.config import ConfigError, JobError, Source
 from upl_ray.demo.digits import CLASSNAMES
-from upl_ray.predict import run
+from upl_ray.predict import find_classifier, run
 from upl_ray.predict_config import Drift, Predict
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +85,20 @@ def test_features_that_are_not_kept_are_made_for_new_images_only(
 def test_bad_images_above_the_limit_stop_the_job(short_run: dict[str, Any], short_world: Path) -> None:
     with pytest.raises(JobError, match=r"3 of 83 images .* more than max_rejected = 0.01"):
         run(job(short_run, short_world / "corpus", max_rejected=0.01))
+
+
+def test_a_classifier_is_known_by_its_folder_s_name(
+    short_run: dict[str, Any], short_world: Path, tmp_path: Path
+) -> None:
+    folder = Path(short_run["classifier"])
+    shutil.copytree(folder, tmp_path / "latest")
+    shutil.copytree(folder, tmp_path / folder.name)
+    renamed = Predict(classifier=str(tmp_path / "latest"), corpus=Source(uri=str(short_world / "scored")))
+    with pytest.raises(ConfigError, match=f"was '{folder.name}' when it was made"):
+        run(renamed)
+    assert find_classifier(f"{tmp_path / folder.name}/")[0] == Artifact(
+        Store(str(tmp_path)), "classifier", folder.name.rpartition("-")[2]
+    )
 
 
 @pytest.mark.parametrize("place", ["nowhere", "."])

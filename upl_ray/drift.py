@@ -18,6 +18,7 @@ from upl_ray.predict_config import Drift
 
 Figures = dict[str, Any]  # images, rejected, classes {index: images}, and sums over images: confidence, agreement
 MOST_CHANGED = 5  # classes that are named
+ENOUGH = 100  # new images that are compared by themselves; fewer wait for more
 
 
 def figures_of(predictions: pa.Table, listed: int) -> Figures:

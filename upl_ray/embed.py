@@ -36,7 +36,7 @@ from upl_ray.images import Geometry
 from upl_ray.passes import Pass
 from upl_ray.pools import add_pool, configure_data, in_one_sentence, plan
 from upl_ray.progress import Progress
-from upl_ray.reading import read_images
+from upl_ray.reading import MISSING, read_images
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,8 @@ def _embed_pass(store: Store, pools: Pass, work: list[Shard], compute: Compute) 
     last_user = {s.geometry.key: s.name for s in specs}
     most = max(pool.max_actors for _, pool in pools)
     spans = cut_spans(work, compute.chunk_size, most)
-    decoder = ChunkDecoder(store, list(geometries.values()), compute.chunk_size)
+    gone = {s.id: s.removed for s in work if s.removed}
+    decoder = ChunkDecoder(store, list(geometries.values()), compute.chunk_size, gone)
     dataset = ray.data.from_items(spans, override_num_blocks=min(len(spans), 4096)).flat_map(decoder)
     for spec, pool in pools:
         drop_pixels = last_user[spec.geometry.key] == spec.name
@@ -115,25 +116,32 @@ def cut_spans(shards: list[Shard], chunk_size: int, actors: int) -> list[Row]:
 class ChunkDecoder:
     """Reads and decodes spans of shards into chunks; a plain callable that runs in CPU tasks."""
 
-    def __init__(self, store: Store, geometries: list[Geometry], chunk_size: int) -> None:
-        self.store, self.geometries, self.chunk_size = store, geometries, chunk_size
+    def __init__(
+        self, store: Store, geometries: list[Geometry], chunk_size: int, gone: dict[str, frozenset[str]]
+    ) -> None:
+        self.store, self.geometries, self.chunk_size, self.gone = store, geometries, chunk_size, gone
 
     def __call__(self, span: Row) -> Iterator[Row]:
         """One row for each chunk; a bad image keeps its place with black pixels and a reason."""
         listing = self.store.read_table(span["listing"])
         for first in range(span["first"], span["last"], self.chunk_size):
             rows = listing.slice(first, min(self.chunk_size, span["last"] - first))
-            chunk = decode_chunk(span["root"], rows, self.geometries)
+            gone = self.gone.get(span["shard"], frozenset())
+            chunk = decode_chunk(span["root"], rows, self.geometries, gone)
             telemetry.rejected([reason for reason in chunk["reasons"] if reason])
             yield {"shard": span["shard"], "first": first, **chunk}
 
 
-def decode_chunk(root: str, listing: pa.Table, geometries: list[Geometry]) -> Row:
-    """Read and decode images: their ids, a reason for each that is refused (else ""), and [n, H, W, 3] pixels."""
+def decode_chunk(root: str, listing: pa.Table, geometries: list[Geometry], gone: frozenset[str] = frozenset()) -> Row:
+    """Read and decode images: their ids, a reason for each that is refused (else ""), and [n, H, W, 3] pixels.
+
+    Images that are `gone` since they were listed keep their place in the chunk and are not looked for.
+    """
     image_ids = listing["image_id"].to_pylist()
-    reasons = [""] * len(image_ids)
+    reasons = [MISSING if i in gone else "" for i in image_ids]
     pixels = {g.key: np.zeros((len(image_ids), g.height, g.width, 3), np.uint8) for g in geometries}
-    for i, data in enumerate(read_images(root, listing)):
+    there = [i for i, reason in enumerate(reasons) if not reason]
+    for i, data in zip(there, read_images(root, listing.take(there)), strict=True):
         try:
             if isinstance(data, str):
                 raise images.Rejected(data)

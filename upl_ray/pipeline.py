@@ -116,6 +116,7 @@ def embed_corpora(inputs: Inputs, chains: dict[str, Chain], cluster: RayCluster)
         for line in forecast(inputs, needed, ray.cluster_resources()):
             log.info("%-12s %s", "estimate", line)
         embed(inputs.corpora, specs, inputs.config.compute, needed)
+    specs = [s for s in specs if s.name in needed]  # a backbone that labels nothing may have no features
     for spec in specs:
         artifact = feature_artifact(inputs.store, spec)
         if artifact.manifest() is None:

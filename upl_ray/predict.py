@@ -8,7 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from upl_ray import drift, label
 from upl_ray.artifacts import Artifact, Store
@@ -56,7 +59,7 @@ def run(job: Predict) -> dict[str, Any]:
     started = time.monotonic()
     inputs = prepare(job)
     corpus, spec, compute = inputs.corpus, inputs.spec, job.compute
-    cluster = RayCluster(compute, lambda: preflight(inputs.store, [corpus], [spec], compute))
+    cluster = RayCluster(compute, lambda: preflight(inputs.store, [corpus], [spec], compute, inputs.classifier.uri))
     before = inputs.predictions.manifest()
     with cluster.watched():
         rejected = _embed(inputs, job, cluster)
@@ -83,6 +86,9 @@ def prepare(job: Predict) -> Inputs:
     about = Backbone(**ensemble.metadata["backbone"])
     changes = {k: v for k, v in {"model": job.model, "pretrained": job.pretrained}.items() if v}
     spec = classifier_spec(ensemble, about.model_copy(update={"name": about.label, **changes}))
+    strangers = sorted(set(job.compute.pools) - {spec.name})
+    if strangers:
+        raise ConfigError(f"compute.pools names {strangers[0]!r}, but the only backbone is {spec.name!r}; use that.")
     store = open_storage(job.storage_path or classifier.store.uri, "predict.json", job)
     corpus = list_corpus(store, job.corpus, job.compute.shard_size)
     log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
@@ -98,19 +104,24 @@ def find_classifier(uri: str) -> tuple[Artifact, Ensemble]:
     Raises:
         ConfigError: neither is there.
     """
-    folder = uri.rstrip("/")
+    folder = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
     try:
         store = Store(folder)
         if FILE not in store.names(""):
             folder = store.join(store.read_json("run.json")["classifier"].rpartition("/")[2])
-        ensemble = load_ensemble(folder)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        ensemble, manifest = load_ensemble(folder), Store(folder).read_json("manifest.json")
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ConfigError(
             f"There is no classifier at {uri!r} ({error}); name a classifier's folder or a finished run's storage."
         ) from None
     parent, _, name = folder.rpartition("/")
-    step, _, identity = name.rpartition("-")
-    return Artifact(Store(parent or "."), step, identity), ensemble
+    classifier = Artifact(Store(parent), manifest["step"], manifest["fingerprint"])
+    if name != classifier.folder or parent.endswith(":/"):
+        raise ConfigError(
+            f"The classifier at {uri!r} was {classifier.folder!r} when it was made, and predictions are kept by that "
+            f"name; give it back to its folder, in any other folder."
+        )
+    return classifier, ensemble
 
 
 def _embed(inputs: Inputs, job: Predict, cluster: RayCluster) -> dict[str, str]:
@@ -132,8 +143,8 @@ def _embed(inputs: Inputs, job: Predict, cluster: RayCluster) -> dict[str, str]:
 def summarize(inputs: Inputs, job: Predict, manifest: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """What a program wants to know of a run: places, counts, figures of all images, drift of the newest, alerts."""
     growth = manifest["growth"]
-    grown = growth is not None and growth != (before or {}).get("growth")
-    alerts = drift.alerts(growth["drift"], job.drift) if growth else []
+    compared = growth and growth["drift"]
+    alerts = drift.alerts(compared, job.drift) if compared else []
     for alert in alerts:
         log.warning("%-12s %s", "drift", alert)
     return {
@@ -141,9 +152,9 @@ def summarize(inputs: Inputs, job: Predict, manifest: dict[str, Any], before: di
         "classifier": inputs.classifier.uri,
         "predictions": inputs.predictions.uri,
         "images": manifest["images"],
-        "new": (growth["figures"]["images"] if grown else 0) if before else manifest["images"],
+        "new": 0 if manifest == before else manifest["new"],
         "rejected": manifest["rejected"],
         **{f"mean_{name}": value for name, value in drift.means(manifest["figures"]).items()},
-        "growth": growth and {"time": growth["time"], **growth["drift"]},
+        "growth": compared and {"time": growth["time"], **compared},
         "alerts": alerts,
     }

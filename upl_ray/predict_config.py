@@ -13,7 +13,7 @@ from upl_ray.section import Section
 class Drift(Section):
     """When the predictions of new images are so unlike those before that somebody should look."""
 
-    min_images: int = Field(100, ge=1, description="Fewer new images than this raise no alert [images].")
+    min_images: int = Field(100, ge=1, description="Fewer new images raise no alert [images]; below 100 they add up.")
     max_class_shift: float = Field(
         0.1, ge=0, le=1, description="Share of new images in other classes than before, beyond chance [0-1]."
     )

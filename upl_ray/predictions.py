@@ -33,24 +33,34 @@ def publish(artifact: Artifact, corpus: Corpus, rejected: dict[str, str], classi
     if before and before["shards"] == states and before["rejected"] == len(rejected):
         return before
     commits = artifact.read_commits(states)
+    known = {state.partition("-")[0] for state in before["shards"]} if before else set()
+    pairs = zip(corpus.shards, commits, strict=True)
+    new = drift.total(commit["figures"] for shard, commit in pairs if shard.id not in known)
     growth = before and before["growth"]
-    if before:
-        known = {state.partition("-")[0] for state in before["shards"]}
-        pairs = zip(corpus.shards, commits, strict=True)
-        new = drift.total(commit["figures"] for shard, commit in pairs if shard.id not in known)
-        if new["images"] + new["rejected"]:
-            manifest = classifier.manifest()
-            assert manifest is not None
-            compared = drift.compare(new, before["figures"], tuple(manifest["classnames"]))
-            growth = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "figures": new, "drift": compared}
-            artifact.store.write_json(artifact.name(f"growth/{fingerprint(states)}.json"), growth)
+    if before and new["images"] + new["rejected"]:
+        manifest = classifier.manifest()
+        assert manifest is not None
+        growth = _grow(growth, new, before["figures"], tuple(manifest["classnames"]))
+        artifact.store.write_json(artifact.name(f"growth/{fingerprint(states)}.json"), growth)
     artifact.store.write_table(artifact.name("rejected.parquet"), rejected_table(rejected))
     return artifact.finish(
         classifier=classifier.folder,
         images=sum(c["rows"] for c in commits),
+        new=new["images"],
         rejected=len(rejected),
         parts=[part for c in commits for part in c["parts"]],
         shards=states,
         figures=drift.total(c["figures"] for c in commits),
         growth=growth,
     )
+
+
+def _grow(
+    last: dict[str, Any] | None, new: drift.Figures, old: drift.Figures, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """The newest images beside all before; few ones wait for more to come, beside what was there before the first."""
+    if last and last["figures"]["images"] < drift.ENOUGH:
+        new, old = drift.total([last["figures"], new]), last["before"]
+    compared = drift.compare(new, old, names) if new["images"] and old["images"] else None
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"time": time, "figures": new, "before": old, "drift": compared}

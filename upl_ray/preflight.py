@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from upl_ray.backbones import resolve
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute, ConfigError, JobError
 from upl_ray.corpus import Corpus
+from upl_ray.ensemble import load_ensemble
 from upl_ray.progress import duration
 from upl_ray.reading import read_images
 
@@ -34,12 +36,15 @@ class Expected:
     store: Store
     token: str
     samples: list[tuple[str, pa.Table]]  # (root, some rows of schema.LISTING) of each corpus
+    classifier: str  # its address, if one is needed
     specs: list[ClipSpec]
     versions: dict[str, str | None]
     code: str
 
 
-def preflight(store: Store, corpora: list[Corpus], specs: list[ClipSpec], compute: Compute) -> None:
+def preflight(
+    store: Store, corpora: list[Corpus], specs: list[ClipSpec], compute: Compute, classifier: str = ""
+) -> None:
     """Look at every node of a cluster that this process has not started itself.
 
     Raises:
@@ -48,8 +53,8 @@ def preflight(store: Store, corpora: list[Corpus], specs: list[ClipSpec], comput
         JobError: a node does not answer in time.
     """
     started = time.monotonic()
-    samples = [(c.shards[0].root, c.listing(c.shards[0]).slice(0, SAMPLE)) for c in corpora]
-    expected = Expected(store, uuid.uuid4().hex, samples, specs, versions(), code_digest())
+    samples = [_sample(corpus) for corpus in corpora if corpus.shards]
+    expected = Expected(store, uuid.uuid4().hex, samples, classifier, specs, versions(), code_digest())
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
     asked = {
         _look.options(  # no CPU of its own: a busy node answers, too
@@ -72,18 +77,35 @@ def preflight(store: Store, corpora: list[Corpus], specs: list[ClipSpec], comput
         except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
             log.warning("%-12s a node went away: %s", "preflight", node["NodeManagerHostname"])
             continue
+        except ray.exceptions.RayError as error:
+            found = [f"it cannot run the check: {str(error).strip().splitlines()[-1]}"]
         problems += [f"Node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {p}" for p in found]
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
     log.info("%-12s %d node(s) are fit for work, %s", "preflight", len(done), duration(time.monotonic() - started))
 
 
+def _sample(corpus: Corpus) -> tuple[str, pa.Table]:
+    """Some images that are there, and what their files are relative to."""
+    shard = corpus.shards[0]
+    listing = corpus.listing(shard)
+    there = [i for i, image_id in enumerate(listing["image_id"].to_pylist()) if image_id not in shard.removed]
+    return shard.root, listing.take(there[:SAMPLE])
+
+
+def _mark(expected: Expected, index: int) -> str:
+    return f"preflight/{expected.token}-{index}.json"
+
+
 def _arrived(expected: Expected, index: int) -> bool:
-    """Whether what a node has written is found from here: it is no storage otherwise."""
+    """Whether what a node has written is found from here: it is no storage otherwise. It is deleted where allowed."""
     try:
-        return bool(expected.store.read_json(f"preflight/{index}.json") == {"token": expected.token})
+        expected.store.read(_mark(expected, index))
     except FileNotFoundError:
         return False
+    with suppress(OSError):
+        expected.store.delete(_mark(expected, index))
+    return True
 
 
 def _elsewhere(store: Store) -> str:
@@ -98,6 +120,7 @@ def _look(expected: Expected, index: int, gpu: bool) -> list[str]:
         *_storage(expected, index),
         *(problem for root, rows in expected.samples for problem in _images(root, rows)),
         *(problem for spec in expected.specs for problem in _weights(spec)),
+        *(_classifier(expected.classifier) if expected.classifier else []),
         *([] if not gpu or torch.cuda.is_available() else ["torch sees no GPU; check its driver and torch's build."]),
     ]
 
@@ -123,7 +146,7 @@ def code_digest() -> str:
 
 def _storage(expected: Expected, index: int) -> list[str]:
     try:
-        expected.store.write_json(f"preflight/{index}.json", {"token": expected.token})
+        expected.store.write_json(_mark(expected, index), {})
     except (OSError, ImportError) as error:
         return [f"it cannot write to {expected.store.uri} ({error}); give it the rights and the variables (AWS_...)."]
     return []
@@ -134,6 +157,14 @@ def _images(root: str, rows: pa.Table) -> list[str]:
         read_images(root, rows)
     except (OSError, RuntimeError, ImportError) as error:
         return [f"it cannot read the images: {error}"]
+    return []
+
+
+def _classifier(uri: str) -> list[str]:
+    try:
+        load_ensemble(uri)
+    except (OSError, ImportError) as error:
+        return [f"it cannot read the classifier {uri} ({error}); put it where all nodes reach it."]
     return []
 
 

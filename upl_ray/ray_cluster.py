@@ -79,7 +79,8 @@ class RayCluster:
         before = signal.signal(signal.SIGUSR2, _interrupt)  # SIGINT may be ignored, as in a background job of a shell
         try:
             yield
-        except (KeyboardInterrupt, JobError, ray.exceptions.RayError):
+        except (KeyboardInterrupt, RuntimeError, ray.exceptions.RayError):
+            self._over.set()  # no second interruption while this one unwinds
             if self._lost:
                 ray.shutdown()  # or its reports of lost nodes would follow the job's last line
                 raise JobError(self._lost) from None

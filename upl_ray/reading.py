@@ -20,7 +20,7 @@ def read_images(root: str, listing: pa.Table) -> list[bytes | str]:
     """Bytes of the images in rows of `schema.LISTING`, in order; a reason instead where one cannot be had.
 
     Raises:
-        OSError: the storage does not answer; that says nothing about the image, so the task fails and is repeated.
+        OSError: the storage does not answer; that says nothing about the image, so the job fails, to be run again.
         RuntimeError: none of the files is there, so it is the folder that is missing on this machine; or an archive is
             not the one that was listed.
     """

@@ -137,7 +137,8 @@ class TrialProgress(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called by Tune again and again; stops it when no trial has found room for too long."""
-        if any(t.status != Trial.PENDING for t in trials):
+        states = {t.status for t in trials}
+        if Trial.RUNNING in states or Trial.PENDING not in states:
             self._last_running = time.monotonic()
         elif time.monotonic() - self._last_running > self._patience_s and not self.starved:
             self.starved = (
@@ -185,6 +186,7 @@ def run_trial(task: Task, config: dict[str, Any]) -> None:
             run_config=ray.train.RunConfig(
                 name=f"train-{tune.get_context().get_trial_id()}-{uuid.uuid4().hex[:8]}",
                 storage_path=folder,
+                failure_config=ray.train.FailureConfig(controller_failure_limit=0),  # type: ignore[call-arg]  # for ever
                 callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Ray documents exactly this use
             ),
         )
