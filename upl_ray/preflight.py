@@ -90,7 +90,7 @@ def _sample(corpus: Corpus) -> tuple[str, pa.Table]:
     shard = corpus.shards[0]
     listing = corpus.listing(shard)
     there = [i for i, image_id in enumerate(listing["image_id"].to_pylist()) if image_id not in shard.removed]
-    return shard.root, listing.take(there[:SAMPLE])
+    return shard.root, listing.take(pa.array(there[:SAMPLE], pa.int64()))
 
 
 def _mark(expected: Expected, index: int) -> str:
