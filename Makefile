@@ -2,7 +2,7 @@
 #
 #   make demo           install, then run the main job on the embedded demo (ARGS="--train.epochs 10" adds overrides)
 #   make test           install with the developers' tools, then run the test suite (ARGS="-k top_k -x")
-#   make test-slow      the tests that kill jobs and wait for time-outs
+#   make test-slow      the longer tests: jobs that are killed, lost nodes, time-outs, comparisons
 #   make lint           ruff and mypy
 #   make bench          the benchmarks (benchmarks/README.md), each with one line of JSON
 #   make demo-weights   train the demo's backbones again

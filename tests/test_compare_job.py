@@ -18,6 +18,8 @@ from upl_ray.compare import compare
 from upl_ray.config import Config, ConfigError
 from upl_ray.pipeline import run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 COMPARE = {"seeds": 2, "shots": [1, 3], "templates": ["a {}.", "the digit {}."], "resamples": 200, "transductive": True}
 ABLATE = {

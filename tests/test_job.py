@@ -103,6 +103,7 @@ def test_a_run_says_how_long_each_step_took_and_ends_with_its_report(first: dict
     assert page.count('<article class="card"') == 20
 
 
+@pytest.mark.slow
 def test_shards_and_groupings_do_not_change_the_contexts(first: dict[str, Any], world: Path, tmp_path: Path) -> None:
     compute = {"max_actors": 2, "trials": 3, "shard_size": 1000}
     second = run(job_config(world, tmp_path, backbones=["demo:vit_a"], variants=["upl"], compute=compute))

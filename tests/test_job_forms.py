@@ -57,6 +57,7 @@ def write_form(form: str, world: Path, files: list[Path], folder: Path) -> dict[
     return {"uri": str(folder / "digits.jsonl"), "labels": "column", "roots": [str(world / "corpus")]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["tar", "parquet", "manifest"])
 def test_every_form_gives_the_results_of_the_folder(
     of_folder: dict[str, Any], world: Path, files: list[Path], tmp_path: Path, form: str

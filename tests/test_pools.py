@@ -48,6 +48,7 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
     return found
 
 
+@pytest.mark.slow
 def test_four_pools_on_four_cpus_and_one_gpu_finish_in_one_pass(scenarios: dict[str, dict[str, Any]]) -> None:
     made = scenarios["one pass"]
     assert made["error"] == ""
@@ -56,6 +57,7 @@ def test_four_pools_on_four_cpus_and_one_gpu_finish_in_one_pass(scenarios: dict[
     assert line in made["log"][0]
 
 
+@pytest.mark.slow
 def test_pools_that_do_not_fit_at_once_take_passes_and_give_the_same_bits(scenarios: dict[str, dict[str, Any]]) -> None:
     made = scenarios["three passes"]
     assert made["error"] == ""
@@ -65,10 +67,12 @@ def test_pools_that_do_not_fit_at_once_take_passes_and_give_the_same_bits(scenar
     assert "several passes, as not all of these actors are sure to fit at once: 1 GPU(s) of 15 GiB" in made["log"][3]
 
 
+@pytest.mark.slow
 def test_a_pool_that_no_node_serves_fails_at_once(scenarios: dict[str, dict[str, Any]]) -> None:
     assert "'m0' needs a node with a GPU, accelerator_type 'H100'" in scenarios["no such node"]["error"]
 
 
+@pytest.mark.slow
 def test_a_gpu_held_by_others_fails_in_time(scenarios: dict[str, dict[str, Any]]) -> None:
     assert "no room within compute.wait_for_resources_s = 3 s" in scenarios["held by others"]["error"]
 

@@ -71,20 +71,20 @@ def test_it_can_be_read_in_every_light_and_width(report: Path, tmp_path: Path, n
     visit(lambda page: look_around(page, report, tmp_path, name))
 
 
-def test_a_thousand_classes_stay_below_10_mb_and_load_within_3_seconds(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_thousand_classes_stay_below_10_mb_and_one_is_found(tmp_path: Path) -> None:
     names = [f"class number {i:04d}" for i in range(1000)]
     write_photographs(tmp_path / "images", names, 16)
     store = SyntheticRun(tmp_path / "run", tmp_path / "images", tuple(names), ("upl*",), members=16, top_k=16).write()
     page_file = Path(write_report(store))
     assert (tmp_path / "run" / PAGE).stat().st_size < 10e6
 
-    async def use(page: Page) -> float:
+    async def use(page: Page) -> None:
         await page.look(1280, 900)
-        seconds = await page.open(page_file)
+        await page.open(page_file)  # benchmarks.report says how fast
         await page.run("document.getElementById('search').focus()")
         await page.type("0042")
         assert await page.run(SHOWN) == ["class number 0042"]
         nothing_wrong(page, page_file)
-        return seconds
 
-    assert visit(use) < 3
+    visit(use)

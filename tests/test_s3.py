@@ -202,7 +202,8 @@ def test_the_job_says_so_with_status_2(
 ) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(unusable("corpus.uri", tmp_path).model_dump(mode="json")))
     monkeypatch.setattr(sys, "argv", ["upl.py", str(tmp_path / "job.yaml")])
-    assert runpy.run_path(str(ROOT / "jobs" / "upl.py"))["main"]() == 2
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / "jobs" / "upl.py"), run_name="__main__")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: The images under 's3://no-such-bucket/digits' cannot be listed")
 

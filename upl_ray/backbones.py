@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@lru_cache(maxsize=16)  # reading the vocabulary takes a quarter of a second
 def load_tokenizer(source: str) -> Any:
     """The model's tokenizer; a relative `bpe_path` in a local folder is resolved against that folder."""
     schema, identifier = parse_model_name(source)
