@@ -144,7 +144,11 @@ def test_listings_do_not_grow_with_the_number_of_shards(finished: dict[str, Any]
 def test_a_job_killed_twice_ends_with_the_same_contexts_and_does_nothing_twice(
     finished: dict[str, Any], bucket: Bucket, tmp_path: Path
 ) -> None:
-    config = bucket.config("killed")
+    recipe = {
+        "train": SHORT["train"] | {"epochs": 6},
+        "compute": SHORT["compute"] | {"trials": 1},
+    }
+    config, undisturbed = bucket.config("killed", **recipe), run(bucket.config("undisturbed", **recipe))
     left = {}
     for folder in ("commits", "checkpoints"):  # killed after the first features, and after the first checkpoint
         job = start(config, tmp_path)
@@ -161,7 +165,7 @@ def test_a_job_killed_twice_ends_with_the_same_contexts_and_does_nothing_twice(
     assert not any("/classifier-" in k for k in left["checkpoints"])
     resumed = run(config)
     assert resumed["status"] == "done"
-    assert np.array_equal(contexts(resumed["classifier"]), contexts(finished["classifier"]))
+    assert np.array_equal(contexts(resumed["classifier"]), contexts(undisturbed["classifier"]))
     for folder in ("commits", "prompts"):
         assert set(Counter(bucket.written("killed", folder)).values()) == {1}
     assert left["commits"] < left["checkpoints"] < set(bucket.server.objects(bucket.name))
