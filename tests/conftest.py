@@ -109,6 +109,15 @@ def short_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def short_bucket(s3: S3Server, short_world: Path) -> str:
+    """A bucket that holds the short world under `corpus` and `scored`; runs write beside it."""
+    name = s3.create_bucket()
+    for part in ("corpus", "scored"):
+        s3.upload(short_world / part, name, part)
+    return name
+
+
+@pytest.fixture(scope="session")
 def short_run(cluster: None, short_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The short job on one node and local files, which runs elsewhere must equal; never changed."""
     from upl_ray.pipeline import run

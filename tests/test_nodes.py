@@ -78,14 +78,6 @@ class Nodes:
             )
 
 
-@pytest.fixture(scope="module")
-def bucket(s3: S3Server, short_world: Path) -> str:
-    name = s3.create_bucket()
-    for part in ("corpus", "scored"):
-        s3.upload(short_world / part, name, part)
-    return name
-
-
 @pytest.fixture
 def nodes(s3: S3Server, tmp_path: Path) -> Iterator[Nodes]:
     (tmp_path / "nodes").mkdir()
@@ -94,9 +86,9 @@ def nodes(s3: S3Server, tmp_path: Path) -> Iterator[Nodes]:
     cluster.stop()
 
 
-def section(bucket: str, storage: str, compute: dict[str, Any] = SPREAD) -> dict[str, Any]:
-    sources = {n: {"uri": f"s3://{bucket}/{n}", "labels": "folders"} for n in ("corpus", "scored")}
-    config = job_config(Path(), f"s3://{bucket}/{storage}", **{**SHORT, **sources, "compute": compute})
+def section(short_bucket: str, storage: str, compute: dict[str, Any] = SPREAD) -> dict[str, Any]:
+    sources = {n: {"uri": f"s3://{short_bucket}/{n}", "labels": "folders"} for n in ("corpus", "scored")}
+    config = job_config(Path(), f"s3://{short_bucket}/{storage}", **{**SHORT, **sources, "compute": compute})
     dumped: dict[str, Any] = config.model_dump(mode="json")
     return dumped
 
@@ -124,9 +116,9 @@ def same_results(summary: dict[str, Any], short_run: dict[str, Any]) -> None:
 
 
 def test_work_spreads_over_the_nodes_and_gives_the_same_results(
-    nodes: Nodes, short_run: dict[str, Any], bucket: str, tmp_path: Path
+    nodes: Nodes, short_run: dict[str, Any], short_bucket: str, tmp_path: Path
 ) -> None:
-    summary = finish(nodes.start("upl", section(bucket, "spread"), tmp_path), tmp_path)
+    summary = finish(nodes.start("upl", section(short_bucket, "spread"), tmp_path), tmp_path)
     same_results(summary, short_run)
     log = (tmp_path / "log").read_text()
     assert "4 CPUs, 0 GPUs, 3 node(s)" in log
@@ -140,23 +132,29 @@ def test_work_spreads_over_the_nodes_and_gives_the_same_results(
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["commits", "checkpoints"])
 def test_a_node_killed_in_embedding_or_in_training_loses_nothing(
-    nodes: Nodes, short_run: dict[str, Any], bucket: str, s3: S3Server, tmp_path: Path, folder: str
+    nodes: Nodes, short_run: dict[str, Any], short_bucket: str, s3: S3Server, tmp_path: Path, folder: str
 ) -> None:
     storage = f"lossy-{folder}"
-    job = nodes.start("upl", section(bucket, storage), tmp_path)
-    wait_until(job, tmp_path, lambda: any(k.startswith(storage) and f"/{folder}/" in k for k in s3.objects(bucket)))
+    job = nodes.start("upl", section(short_bucket, storage), tmp_path)
+    wait_until(
+        job, tmp_path, lambda: any(k.startswith(storage) and f"/{folder}/" in k for k in s3.objects(short_bucket))
+    )
     assert nodes.ask("lose") == "lost"
     same_results(finish(job, tmp_path), short_run)
 
 
 @pytest.mark.slow
 def test_a_job_whose_nodes_are_all_gone_gives_up_in_one_sentence(
-    nodes: Nodes, bucket: str, s3: S3Server, tmp_path: Path
+    nodes: Nodes, short_bucket: str, s3: S3Server, tmp_path: Path
 ) -> None:
-    job = nodes.start("upl", section(bucket, "gone", compute=SPREAD | {"wait_for_resources_s": 30}), tmp_path)
-    wait_until(job, tmp_path, lambda: any(k.startswith("gone/features") for k in s3.objects(bucket)))
+    job = nodes.start("upl", section(short_bucket, "gone", compute=SPREAD | {"wait_for_resources_s": 30}), tmp_path)
+    wait_until(job, tmp_path, lambda: any(k.startswith("gone/features") for k in s3.objects(short_bucket)))
     nodes.ask("lose")
     nodes.ask("lose")
     out, _ = job.communicate(timeout=100)
     assert job.returncode == 1
     assert "All nodes for work have been gone for compute.wait_for_resources_s = 30 s" in out.splitlines()[-1]
+    early = nodes.start("upl", section(short_bucket, "none", compute=SPREAD | {"wait_for_resources_s": 5}), tmp_path)
+    out, _ = early.communicate(timeout=100)
+    assert early.returncode == 1
+    assert "No node with a CPU for work came up within compute.wait_for_resources_s = 5 s" in out.splitlines()[-1]

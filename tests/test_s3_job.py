@@ -137,7 +137,7 @@ def test_listings_do_not_grow_with_the_number_of_shards(finished: dict[str, Any]
     run(bucket.config("large-shards", compute={**SHORT["compute"], "shard_size": 40}))
     few, many = count(bucket.requests(before)), count(finished["requests"])
     assert few["PUT"] < many["PUT"] - 3 * (SHARDS - 4)  # features, labels, predictions; also their listings
-    assert few["LIST"] == many["LIST"] <= 20
+    assert few["LIST"] == many["LIST"] <= 16
 
 
 @pytest.mark.slow

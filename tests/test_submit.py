@@ -20,33 +20,25 @@ from worlds import SHORT, committed_rows, contexts, job_config
 
 
 @pytest.fixture(scope="module")
-def bucket(s3: S3Server, short_world: Path) -> str:
-    name = s3.create_bucket()
-    for part in ("corpus", "scored"):
-        s3.upload(short_world / part, name, part)
-    return name
-
-
-@pytest.fixture(scope="module")
 def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadNode]:
     node = HeadNode(tmp_path_factory.mktemp("head"), 2, **s3.environment())
     yield node
     node.stop()
 
 
-def write_config(folder: Path, bucket: str, storage: str) -> str:
+def write_config(folder: Path, short_bucket: str, storage: str) -> str:
     """The short job over the bucket's digits into one of its prefixes."""
-    sources = {n: {"uri": f"s3://{bucket}/{n}", "labels": "folders"} for n in ("corpus", "scored")}
-    config = job_config(folder, f"s3://{bucket}/{storage}", **{**SHORT, **sources})
+    sources = {n: {"uri": f"s3://{short_bucket}/{n}", "labels": "folders"} for n in ("corpus", "scored")}
+    config = job_config(folder, f"s3://{short_bucket}/{storage}", **{**SHORT, **sources})
     path = folder / f"{storage}.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return str(path)
 
 
 @pytest.fixture(scope="module")
-def finished(head: HeadNode, bucket: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def finished(head: HeadNode, short_bucket: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An undisturbed run: its summary, its log, and what Prometheus saw of it."""
-    config = write_config(tmp_path_factory.mktemp("job"), bucket, "run")
+    config = write_config(tmp_path_factory.mktemp("job"), short_bucket, "run")
     assert head.submit("jobs/upl.py", config, job_id="run", wait=False).returncode == 0
     seen = ""
 
@@ -104,11 +96,13 @@ def test_nobody_without_the_token_gets_in(head: HeadNode, headers: dict[str, str
 
 
 def test_the_nightly_job_labels_with_the_newest_classifier(
-    head: HeadNode, bucket: str, finished: dict[str, Any]
+    head: HeadNode, short_bucket: str, finished: dict[str, Any]
 ) -> None:
     chunks = ["--compute.shard-size", "10", "--compute.chunk-size", "2", "--compute.max-actors", "1"]  # bitwise equal
-    options = ["--storage-path", f"s3://{bucket}/nightly", "--max-rejected", "0.1", *chunks]
-    job = head.submit("jobs/predict.py", f"s3://{bucket}/run", f"s3://{bucket}/corpus", *options, job_id="night")
+    options = ["--storage-path", f"s3://{short_bucket}/nightly", "--max-rejected", "0.1", *chunks]
+    job = head.submit(
+        "jobs/predict.py", f"s3://{short_bucket}/run", f"s3://{short_bucket}/corpus", *options, job_id="night"
+    )
     assert job.returncode == 0, job.stdout + job.stderr
     summary = last_line(job.stdout)
     assert (summary["images"], summary["rejected"], summary["growth"]) == (80, 3, None)
@@ -120,25 +114,25 @@ def test_the_nightly_job_labels_with_the_newest_classifier(
 
 @pytest.mark.slow
 def test_a_job_stopped_in_embedding_and_in_training_ends_as_if_undisturbed(
-    head: HeadNode, bucket: str, s3: S3Server, finished: dict[str, Any], tmp_path: Path
+    head: HeadNode, short_bucket: str, s3: S3Server, finished: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = write_config(tmp_path, bucket, "stopped")
+    config = write_config(tmp_path, short_bucket, "stopped")
     for folder in ("/commits/", "/checkpoints/"):
         job_id = f"stopped{folder.strip('/')}"
         assert head.submit("jobs/upl.py", config, job_id=job_id, wait=False).returncode == 0
-        head.wait_until(job_id, lambda: any(k.startswith("stopped/") and folder in k for k in s3.objects(bucket)))  # noqa: B023
+        head.wait_until(job_id, lambda: any(k.startswith("stopped/") and folder in k for k in s3.objects(short_bucket)))  # noqa: B023
         head.stop_job(job_id)
-    assert not any("/classifier-" in k for k in s3.objects(bucket) if k.startswith("stopped/"))
+    assert not any("/classifier-" in k for k in s3.objects(short_bucket) if k.startswith("stopped/"))
     job = head.submit("jobs/upl.py", config, job_id="resumed")
     assert job.returncode == 0, job.stdout
-    same_results(s3, bucket, last_line(job.stdout), finished)
+    same_results(s3, short_bucket, last_line(job.stdout), finished)
 
 
 @pytest.mark.slow
 def test_two_runs_at_once_into_one_storage_do_no_harm(
-    head: HeadNode, bucket: str, s3: S3Server, finished: dict[str, Any], tmp_path: Path
+    head: HeadNode, short_bucket: str, s3: S3Server, finished: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = write_config(tmp_path, bucket, "shared")
+    config = write_config(tmp_path, short_bucket, "shared")
     ids = ("left", "right")
     for job_id in ids:
         assert head.submit("jobs/upl.py", config, job_id=job_id, wait=False).returncode == 0
@@ -147,16 +141,16 @@ def test_two_runs_at_once_into_one_storage_do_no_harm(
     logs = [head.ray("job", "logs", job_id).stdout for job_id in ids]
     assert [head.status(job_id) for job_id in ids] == ["SUCCEEDED"] * 2, logs
     for log in logs:
-        same_results(s3, bucket, last_line(log), finished)
+        same_results(s3, short_bucket, last_line(log), finished)
 
 
-def same_results(s3: S3Server, bucket: str, summary: dict[str, Any], expected: dict[str, Any]) -> None:
+def same_results(s3: S3Server, short_bucket: str, summary: dict[str, Any], expected: dict[str, Any]) -> None:
     """Equal contexts, pseudo-labels and predictions, each image once."""
     assert np.array_equal(contexts(summary["classifier"]), contexts(expected["classifier"]))
     for step in ("pseudo_labels-", "predictions-"):
         tables = []
         for storage in (summary["storage"], expected["storage"]):
-            keys = [k.split("/") for k in s3.objects(bucket)]
+            keys = [k.split("/") for k in s3.objects(short_bucket)]
             (folder,) = {k[1] for k in keys if k[0] == storage.rpartition("/")[2] and k[1].startswith(step)}
             tables.append(committed_rows(storage, folder))
         assert tables[0].num_rows == 100

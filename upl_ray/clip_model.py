@@ -66,7 +66,7 @@ class ClipModel:
 
     def normalize_pixels(self, crops: npt.NDArray[np.uint8]) -> Tensor:
         """uint8 crops [N, H, W, 3] -> the model's input [N, 3, H, W] float32, as open_clip's ToTensor and Normalize."""
-        x = torch.from_numpy(np.array(crops)).to(self.device)
+        x = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)
         return x.permute(0, 3, 1, 2).contiguous().float().div(255).sub(self._mean).div(self._std)
 
     @torch.inference_mode()

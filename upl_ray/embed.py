@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -49,6 +50,7 @@ class Encoder:
     """Actor of one pool: adds the features of one backbone to each chunk and drops pixels nobody needs any more."""
 
     def __init__(self, spec: ClipSpec, output: str, drop_pixels: bool, device: str, batch: int) -> None:
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # Ray's are not; they are only read
         if device == "cpu":
             torch.set_num_threads(1)  # the same sums in the same order, however many cores the machine has
         self.clip = ClipModel(spec, device=device)
@@ -128,7 +130,8 @@ class ChunkDecoder:
             rows = listing.slice(first, min(self.chunk_size, span["last"] - first))
             gone = self.gone.get(span["shard"], frozenset())
             chunk = decode_chunk(span["root"], rows, self.geometries, gone)
-            telemetry.rejected([reason for reason in chunk["reasons"] if reason])
+            found = zip(chunk["image_ids"], chunk["reasons"], strict=True)
+            telemetry.rejected([reason for image_id, reason in found if reason and image_id not in gone])
             yield {"shard": span["shard"], "first": first, **chunk}
 
 

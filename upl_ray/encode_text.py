@@ -12,8 +12,7 @@ from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute
 from upl_ray.passes import plan_passes
-from upl_ray.pools import cluster_nodes, in_one_sentence, resources
-from upl_ray.progress import Progress
+from upl_ray.pools import cluster_nodes, finish_tasks, resources
 from upl_ray.text_features import text_artifact, write_text_features
 from upl_ray.zero_shot import all_prompts, average_templates
 
@@ -25,18 +24,12 @@ def encode_classnames(
     artifacts = [(s, text_artifact(store, s, classnames, template)) for s in specs]
     todo = [(s, a) for s, a in artifacts if a.manifest() is None]
     pools = {s.name: p for planned in plan_passes([s for s, _ in todo], cluster_nodes(), compute) for s, p in planned}
-    pending = []
+    tasks = []
     for spec, artifact in todo:  # tasks wait for each other's resources, so passes do not matter here
         pool = pools[spec.name]
         task = ray.remote(**(resources(pool) | {"num_cpus": 1}))(_encode)
-        pending.append(task.remote(artifact, spec, all_prompts(template, classnames), pool.device))
-    progress = Progress("text", len(pending), "backbones")
-    while pending:
-        ready, pending = ray.wait(pending)
-        with in_one_sentence(compute):
-            ray.get(ready)
-        progress.advance(len(ready))
-    progress.finish()
+        tasks.append(task.remote(artifact, spec, all_prompts(template, classnames), pool.device))
+    finish_tasks("text", tasks, "backbones", compute)
 
 
 def _encode(artifact: Artifact, spec: ClipSpec, prompts: list[Any], device: str) -> None:

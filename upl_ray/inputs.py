@@ -57,11 +57,12 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     Raises:
         ConfigError: storage cannot be written, no images, bad class names, a model that is not found or does not fit.
     """
-    if config.classnames != "folders" and not config.dataset.name:
-        read_classnames(config.classnames)  # before anything is written
+    named = config.classnames and config.classnames != "folders"
+    classnames = read_classnames(config.classnames) if named else None
     store = open_storage(config.storage_path, "config.json", config)
     config = open_dataset(config, store)
-    classnames = None if config.classnames == "folders" else _classnames(config)
+    if isinstance(config.classnames, tuple):  # a data set's are taken as published, though ImageNet's repeat
+        classnames = classnames or config.classnames
     corpus = list_corpus(store, config.corpus, config.compute.shard_size)
     scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored.uris else None
     validates = validation and config.validation.uris
@@ -90,13 +91,6 @@ def open_storage(path: str, name: str, config: Section) -> Store:
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"storage_path {path!r} cannot be written ({error}); check it and its access.") from None
     return store
-
-
-def _classnames(config: Config) -> tuple[str, ...]:
-    """Names from the configuration; a data set's are taken as published, though ImageNet's repeat."""
-    if config.dataset.name and isinstance(config.classnames, tuple):
-        return config.classnames
-    return read_classnames(config.classnames)
 
 
 def check_prompts(spec: ClipSpec, prompts: list[str]) -> None:

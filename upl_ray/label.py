@@ -49,21 +49,20 @@ def pseudo_label_artifact(
 
 
 def pseudo_label(
-    corpora: list[Corpus],
+    todo: list[Shard],
+    artifact: Artifact,
     labelers: list[ClipSpec],
     classnames: tuple[str, ...],
     template: str | tuple[str, ...],
     compute: Compute,
-) -> Artifact:
-    """Label every shard that is not labeled yet with the labelers' fused probabilities."""
-    store = corpora[0].artifact.store
+) -> None:
+    """Label shards with the labelers' fused probabilities."""
+    store = artifact.store
     labelers = sorted(labelers, key=lambda s: s.name)  # a fixed order, so that the same labelers sum alike
-    artifact = pseudo_label_artifact(store, labelers, classnames, template)
     inputs = [(feature_artifact(store, s), text_artifact(store, s, classnames, template)) for s in labelers]
-    _each_shard("labels", corpora, artifact, lambda shard: (fuse_shard(shard, inputs), {}), compute)
+    _each_shard("labels", todo, artifact, lambda shard: (fuse_shard(shard, inputs), {}), compute)
     if artifact.manifest() is None:
         artifact.finish(labelers=[s.name for s in labelers], classnames=list(classnames), template=template)
-    return artifact
 
 
 def fuse_shard(shard: Shard, inputs: list[tuple[Artifact, Artifact]]) -> pa.Table:
@@ -90,15 +89,15 @@ def fuse_shard(shard: Shard, inputs: list[tuple[Artifact, Artifact]]) -> pa.Tabl
     return pa.table(columns, schema=schema.PSEUDO_LABELS)
 
 
-def predict(corpora: list[Corpus], artifact: Artifact, classifier: Artifact, spec: ClipSpec, compute: Compute) -> None:
-    """Classify every shard that is not classified yet from the target's cached features, and commit its figures."""
+def predict(todo: list[Shard], artifact: Artifact, classifier: Artifact, spec: ClipSpec, compute: Compute) -> None:
+    """Classify shards from the target's cached features, and commit each with its figures."""
     features = feature_artifact(artifact.store, spec)
 
     def work(shard: Shard) -> tuple[pa.Table, Facts]:
         table = predict_shard(shard, features, classifier.uri)
         return table, {"figures": drift.figures_of(table, shard.rows - len(shard.removed))}
 
-    _each_shard("predictions", corpora, artifact, work, compute)
+    _each_shard("predictions", todo, artifact, work, compute)
 
 
 _ensemble = lru_cache(maxsize=2)(load_ensemble)  # one task after another in the same process needs the same one
@@ -136,13 +135,12 @@ def unfinished(corpora: list[Corpus], artifact: Artifact) -> list[Shard]:
 
 def _each_shard(
     step: str,
-    corpora: list[Corpus],
+    todo: list[Shard],
     artifact: Artifact,
     work: Callable[[Shard], tuple[pa.Table, Facts]],
     compute: Compute,
 ) -> None:
-    """Do, write and commit what is missing, a task a shard; `work` gives a shard's rows and facts for its commit."""
-    todo = unfinished(corpora, artifact)
+    """Do, write and commit shards, a task each; `work` gives a shard's rows and facts for its commit."""
     if not todo:
         return
     configure_data(compute)

@@ -137,17 +137,19 @@ def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str],
     if chain.views.manifest() is None:
         cluster.start(chain.views.folder)
         make_views(inputs.corpus, chain.selection, target, config.views, compute)
-    if unfinished_members(chain.members, config.train):
+    untrained = unfinished_members(chain.members, config.train)
+    if untrained:
         cluster.start(chain.members.folder)
-    if chain.members.manifest() is None or unfinished_members(chain.members, config.train):
+    if untrained or chain.members.manifest() is None:
         task = train.Task(chain.members, chain.selection, chain.views, target, inputs.classnames, config.train, compute)
         train.train_members(task)
     else:
         log.info("%-12s already there: %d members of %s", "training", config.train.members, variant)
     _export(inputs, variant, chain)
-    if label.unfinished(inputs.corpora, chain.predictions):
+    unpredicted = label.unfinished(inputs.corpora, chain.predictions)
+    if unpredicted:
         cluster.start(chain.predictions.folder)
-    label.predict(inputs.corpora, chain.predictions, chain.classifier, target, compute)
+    label.predict(unpredicted, chain.predictions, chain.classifier, target, compute)
     publish(chain.predictions, inputs.corpus, rejected, chain.classifier)
 
 
@@ -176,9 +178,11 @@ def label_corpora(
         cluster.start(texts[0].folder)
         encode_classnames(store, labelers, classnames, template, compute)
     pseudo = label.pseudo_label_artifact(store, labelers, classnames, template)
-    if label.unfinished(inputs.corpora, pseudo):
+    todo = label.unfinished(inputs.corpora, pseudo)
+    if todo:
         cluster.start(pseudo.folder)
-    return label.pseudo_label(inputs.corpora, labelers, classnames, template, compute)
+    label.pseudo_label(todo, pseudo, labelers, classnames, template, compute)
+    return pseudo
 
 
 def select_images(inputs: Inputs, pseudo: Artifact, selection: Artifact, k: int, cluster: RayCluster) -> None:

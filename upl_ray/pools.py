@@ -15,6 +15,7 @@ import ray.data
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute, JobError
 from upl_ray.passes import Node, Pass, Pool, plan_passes
+from upl_ray.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,21 @@ def in_one_sentence(compute: Compute) -> Iterator[None]:
         if told is None:
             raise
         raise JobError(told[1]) from None
+
+
+def finish_tasks(step: str, tasks: list[Any], unit: str, compute: Compute) -> None:
+    """Wait for Ray tasks and count them in the log.
+
+    Raises:
+        RayError: a task failed; see `in_one_sentence`.
+    """
+    progress, pending = Progress(step, len(tasks), unit), tasks
+    while pending:
+        ready, pending = ray.wait(pending)
+        with in_one_sentence(compute):
+            ray.get(ready)
+        progress.advance(len(ready))
+    progress.finish()
 
 
 def configure_data(compute: Compute) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from upl_ray.artifacts import Artifact, Store
 from upl_ray.classifier import classifier_spec
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Backbone, ConfigError
-from upl_ray.corpus import Corpus, list_corpus
+from upl_ray.corpus import Corpus, Shard, list_corpus
 from upl_ray.embed import embed
 from upl_ray.ensemble import FILE, Ensemble, load_ensemble
 from upl_ray.features import drop_features, feature_artifact, missing_shards
@@ -61,11 +62,12 @@ def run(job: Predict) -> dict[str, Any]:
     corpus, spec, compute = inputs.corpus, inputs.spec, job.compute
     cluster = RayCluster(compute, lambda: preflight(inputs.store, [corpus], [spec], compute, inputs.classifier.uri))
     before = inputs.predictions.manifest()
+    todo = label.unfinished([corpus], inputs.predictions)
     with cluster.watched():
-        rejected = _embed(inputs, job, cluster)
-        if label.unfinished([corpus], inputs.predictions):
+        rejected = _embed(inputs, todo if job.keep_features == "none" else corpus.shards, job, cluster)
+        if todo:
             cluster.start("predictions")
-        label.predict([corpus], inputs.predictions, inputs.classifier, spec, compute)
+        label.predict(todo, inputs.predictions, inputs.classifier, spec, compute)
     manifest = publish(inputs.predictions, corpus, rejected, inputs.classifier)
     if job.keep_features == "none":
         drop_features(inputs.features, corpus.shards)
@@ -124,11 +126,8 @@ def find_classifier(uri: str) -> tuple[Artifact, Ensemble]:
     return classifier, ensemble
 
 
-def _embed(inputs: Inputs, job: Predict, cluster: RayCluster) -> dict[str, str]:
-    """Features that are needed; returns the images that could not be read, with their reasons."""
-    needed = inputs.corpus.shards
-    if job.keep_features == "none":
-        needed = tuple(label.unfinished([inputs.corpus], inputs.predictions))
+def _embed(inputs: Inputs, needed: Iterable[Shard], job: Predict, cluster: RayCluster) -> dict[str, str]:
+    """Features of the needed shards; returns the images that could not be read, with their reasons."""
     ids = missing_shards(inputs.features, needed)
     if ids:
         cluster.start("features")

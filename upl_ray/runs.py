@@ -30,8 +30,7 @@ from upl_ray.methods.clip_adapter import clip_adapter
 from upl_ray.methods.few_shot import FewShot, Fitted
 from upl_ray.methods.linear_probe import linear_probe
 from upl_ray.methods.tip_adapter import tip_adapter, tip_adapter_f
-from upl_ray.pools import in_one_sentence
-from upl_ray.progress import Progress
+from upl_ray.pools import finish_tasks
 from upl_ray.samples import read_gathered, read_samples
 from upl_ray.text_features import read_text_features
 from upl_ray.views import read_views
@@ -93,16 +92,10 @@ def run_all(step: str, runs: Sequence[Run], compute: Compute) -> None:
     if not todo:
         return
     gpus = gpus_of_prompts(compute)
-    pending = [
+    tasks = [
         ray.remote(_call).options(num_cpus=1, num_gpus=gpus if r.learns_prompts else 0).remote(r.body) for r in todo
     ]
-    progress = Progress(step, len(pending), "runs")
-    while pending:
-        ready, pending = ray.wait(pending)
-        with in_one_sentence(compute):
-            ray.get(ready)
-        progress.advance(len(ready))
-    progress.finish()
+    finish_tasks(step, tasks, "runs", compute)
 
 
 def gpus_of_prompts(compute: Compute) -> float:

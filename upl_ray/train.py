@@ -186,7 +186,8 @@ def run_trial(task: Task, config: dict[str, Any]) -> None:
             run_config=ray.train.RunConfig(
                 name=f"train-{tune.get_context().get_trial_id()}-{uuid.uuid4().hex[:8]}",
                 storage_path=folder,
-                failure_config=ray.train.FailureConfig(controller_failure_limit=0),  # type: ignore[call-arg]  # for ever
+                # Without a limit, workers that find no room would be waited for again and again, for ever.
+                failure_config=ray.train.FailureConfig(controller_failure_limit=0),  # type: ignore[call-arg]
                 callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Ray documents exactly this use
             ),
         )

@@ -1,0 +1,136 @@
+"""What a cluster is asked before and during the work: fit nodes, enough of them, room for trials; on a real cluster."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from conftest import resolve_folder, write_model
+from ray.util import placement_group_table
+from worlds import SHORT, job_config
+
+from upl_ray import preflight, train
+from upl_ray.artifacts import Store, versions
+from upl_ray.clip_spec import ClipSpec
+from upl_ray.config import Backbone, Compute, ConfigError, JobError, Source
+from upl_ray.corpus import Corpus, list_corpus
+from upl_ray.inputs import prepare
+from upl_ray.plan import plan_chain
+from upl_ray.ray_cluster import wait_for_resources
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "storage"))
+
+
+@pytest.fixture
+def corpus(store: Store, short_world: Path) -> Corpus:
+    return list_corpus(store, Source(uri=str(short_world / "scored")), 10)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ClipSpec:
+    return resolve_folder(write_model(tmp_path_factory.mktemp("models") / "m"))
+
+
+def test_fit_nodes_pass_and_leave_nothing_behind(cluster: None, store: Store, corpus: Corpus, spec: ClipSpec) -> None:
+    preflight.preflight(store, [corpus], [spec], Compute())
+    assert store.names("preflight") == []
+
+
+def test_all_that_is_wrong_on_a_node_is_told_at_once(
+    cluster: None, store: Store, corpus: Corpus, spec: ClipSpec, tmp_path: Path
+) -> None:
+    other = replace(spec, weights_sha256="0" * 64)
+    gone = replace(corpus, shards=tuple(replace(s, root=str(tmp_path / "nowhere")) for s in corpus.shards))
+    with pytest.raises(ConfigError) as refused:
+        preflight.preflight(store, [gone], [other], Compute(), classifier=str(tmp_path / "no-classifier"))
+    lines = str(refused.value).splitlines()
+    assert all(line.startswith("Node ") for line in lines)
+    told = ("cannot read the images", "weights of m differ", "cannot read the classifier")
+    assert [word for word in told if not any(word in line for line in lines)] == []
+    assert len(lines) == 3
+
+
+def test_images_that_are_gone_are_no_sample(
+    cluster: None, store: Store, corpus: Corpus, spec: ClipSpec, tmp_path: Path
+) -> None:
+    first, *rest = corpus.shards
+    ids = corpus.listing(first)["image_id"].to_pylist()
+    photos = tmp_path / "photos"
+    shutil.copytree(first.root, photos)
+    for image_id in ids[: preflight.SAMPLE]:
+        (photos / image_id).unlink()
+    there = replace(first, root=str(photos), removed=frozenset(ids[: preflight.SAMPLE]))
+    preflight.preflight(store, [replace(corpus, shards=(there, *rest))], [spec], Compute())
+
+
+def test_a_node_with_other_software_is_told_apart() -> None:
+    mine = versions()
+    assert preflight.unlike(mine, mine, "a", "a") == []
+    (line,) = preflight.unlike(mine, mine | {"torch": "1.0"}, "a", "a")
+    assert line.startswith(f"it has torch 1.0 instead of {mine['torch']};")
+    assert preflight.unlike(mine, mine | {"upl-ray": None}, "a", "a") == []  # not installed: it came with the job
+    assert preflight.unlike(mine, mine, "a", "b") == [
+        "its upl_ray is not the driver's; install the same, or submit with --working-dir."
+    ]
+
+
+def test_weights_and_storage_that_are_not_there_are_told(spec: ClipSpec, tmp_path: Path) -> None:
+    away = replace(spec, backbone=Backbone(model=f"local-dir:{tmp_path / 'away'}", name="m"))
+    (line,) = preflight._weights(away)
+    assert line.startswith("the weights of m are not there: ")
+    (tmp_path / "file").write_text("")
+    expected = preflight.Expected(Store(str(tmp_path / "file")), "token", [], "", [], {}, "")
+    (line,) = preflight._storage(expected, 0)
+    assert line.startswith(f"it cannot write to {tmp_path / 'file'} (")
+
+
+def test_what_does_not_come_in_time_is_done_without(cluster: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "upl_ray")
+    wait_for_resources(Compute(request={"CPU": 4}, wait_for_resources_s=1))
+    assert caplog.messages == []
+    wait_for_resources(Compute(request={"CPU": 4, "GPU": 2}, wait_for_resources_s=1))
+    waits, goes_on = caplog.messages
+    assert "waits up to 1 s for 2 GPU" in waits
+    assert "goes on without 2 GPU of compute.request" in goes_on
+    assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}  # no node comes for nothing
+
+
+@pytest.fixture
+def no_room(cluster: None) -> Iterator[None]:
+    """Another job, which holds every CPU."""
+
+    @ray.remote(num_cpus=4)
+    class Stranger:
+        def here(self) -> bool:
+            return True
+
+    stranger = Stranger.remote()
+    assert ray.get(stranger.here.remote())
+    yield
+    ray.kill(stranger)
+
+
+def test_trials_that_find_no_room_give_up_in_one_sentence(
+    short_run: dict[str, Any], short_world: Path, tmp_path: Path, no_room: None
+) -> None:
+    shutil.copytree(short_run["storage"], tmp_path / "run")
+    (members,) = (tmp_path / "run").glob("members-*")
+    shutil.rmtree(members)
+    compute = SHORT["compute"] | {"wait_for_resources_s": 3}
+    config = job_config(short_world, tmp_path / "run", **{**SHORT, "compute": compute})
+    inputs = prepare(config)
+    chain = plan_chain(inputs, "upl*")
+    task = train.Task(
+        *(chain.members, chain.selection, chain.views, inputs.target, inputs.classnames, config.train, config.compute)
+    )
+    with pytest.raises(JobError, match=r"No trial found room within compute\.wait_for_resources_s = 3 s"):
+        train.train_members(task)
