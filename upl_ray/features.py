@@ -78,14 +78,13 @@ def rejected_of(artifact: Artifact, shard: Shard) -> dict[str, str]:
     return dict(artifact.read_commit(shard.id)["rejected"])
 
 
-def rejected_images(artifact: Artifact, shards: Iterable[Shard]) -> dict[str, str]:
-    """Image id -> reason, for the images of these shards that could not be read."""
-    there = artifact.committed()
+def rejected_images(artifact: Artifact, shards: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Shard id -> image id -> reason, for the images that could not be read; also where features were dropped."""
+    there, ids = artifact.committed(), sorted(set(shards))
 
-    def read(shard: Shard) -> dict[str, str]:
-        folder = "commits" if shard.id in there else "dropped"
-        rejected = artifact.store.read_json(artifact.name(f"{folder}/{shard.id}.json"))["rejected"]
-        return {i: r for i, r in rejected.items() if i not in shard.removed}
+    def read(shard: str) -> dict[str, str]:
+        folder = "commits" if shard in there else "dropped"
+        return dict(artifact.store.read_json(artifact.name(f"{folder}/{shard}.json"))["rejected"])
 
     with ThreadPoolExecutor(IO_THREADS) as pool:
-        return {i: r for found in pool.map(read, shards) for i, r in found.items()}
+        return dict(zip(ids, pool.map(read, ids), strict=True))

@@ -121,7 +121,7 @@ def embed_corpora(inputs: Inputs, chains: dict[str, Chain], cluster: RayCluster)
         artifact = feature_artifact(inputs.store, spec)
         if artifact.manifest() is None:
             artifact.finish(backbone=spec.backbone.model_dump(), identity=spec.identity())
-    found = [find_rejected([feature_artifact(inputs.store, s) for s in specs], corpus) for corpus in inputs.corpora]
+    found = find_rejected([feature_artifact(inputs.store, s) for s in specs], inputs.corpora)
     for corpus, rejected in zip(inputs.corpora, found, strict=True):
         check_rejected(inputs.store, corpus, rejected, "label.max_rejected", inputs.config.label.max_rejected)
     return found[0]

@@ -134,7 +134,7 @@ def _embed(inputs: Inputs, needed: Iterable[Shard], job: Predict, cluster: RayCl
         embed([inputs.corpus], [inputs.spec], job.compute, {inputs.spec.name: ids})
     if inputs.features.manifest() is None:
         inputs.features.finish(backbone=inputs.spec.backbone.model_dump(), identity=inputs.spec.identity())
-    rejected = find_rejected([inputs.features], inputs.corpus)
+    (rejected,) = find_rejected([inputs.features], [inputs.corpus])
     check_rejected(inputs.store, inputs.corpus, rejected, "max_rejected", job.max_rejected)
     return rejected
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
@@ -17,11 +17,14 @@ from upl_ray.features import rejected_images
 log = logging.getLogger(__name__)
 
 
-def find_rejected(features: Iterable[Artifact], corpus: Corpus) -> dict[str, str]:
-    """Image id -> reason, for the images of a corpus that some backbone could not embed."""
-    found: dict[str, str] = {}
+def find_rejected(features: Iterable[Artifact], corpora: Sequence[Corpus]) -> list[dict[str, str]]:
+    """Image id -> reason, for the images of each corpus that some backbone could not embed."""
+    found: list[dict[str, str]] = [{} for _ in corpora]
     for artifact in features:
-        found |= rejected_images(artifact, corpus.shards)
+        by_shard = rejected_images(artifact, (s.id for c in corpora for s in c.shards))
+        for rejected, corpus in zip(found, corpora, strict=True):
+            for shard in corpus.shards:
+                rejected |= {i: r for i, r in by_shard[shard.id].items() if i not in shard.removed}
     return found
 
 
