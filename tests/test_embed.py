@@ -74,6 +74,7 @@ def test_four_resolutions_in_one_pass_equal_a_plain_open_clip_loop(
         np.testing.assert_allclose(features.astype(np.float32), expected, atol=1e-3)  # stored in half precision
 
 
+@pytest.mark.slow
 def test_features_are_bitwise_equal_for_any_number_of_actors(
     cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_features_are_bitwise_equal_for_any_number_of_actors(
     assert np.array_equal(results[0][1], results[1][1])
 
 
+@pytest.mark.slow
 def test_only_missing_pairs_of_shard_and_backbone_are_computed(
     cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
 ) -> None:

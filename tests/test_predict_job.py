@@ -66,6 +66,7 @@ def test_a_growing_folder_costs_its_new_images_and_drift_is_an_alert(
     assert len(list(Path(grown["predictions"]).glob("growth/*.json"))) == 1
 
 
+@pytest.mark.slow
 def test_features_that_are_not_kept_are_made_for_new_images_only(
     short_run: dict[str, Any], short_world: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_both_ways_to_name_the_places_are_the_same(tmp_path: Path) -> None:
         load_predict(["a"], tmp_path)
 
 
+@pytest.mark.slow
 def test_an_alert_can_be_an_exit_status(short_run: dict[str, Any], short_world: Path, tmp_path: Path) -> None:
     shutil.copytree(short_run["storage"], tmp_path / "run")
     predictions = tmp_path / "run" / Path(short_run["predictions"]).name

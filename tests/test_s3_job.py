@@ -171,6 +171,7 @@ def test_a_job_killed_twice_ends_with_the_same_contexts_and_does_nothing_twice(
     assert left["commits"] < left["checkpoints"] < set(bucket.server.objects(bucket.name))
 
 
+@pytest.mark.slow
 def test_new_changed_and_removed_images_cost_only_themselves(
     finished: dict[str, Any], bucket: Bucket, short_world: Path
 ) -> None:

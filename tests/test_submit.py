@@ -95,6 +95,7 @@ def test_nobody_without_the_token_gets_in(head: HeadNode, headers: dict[str, str
         urllib.request.urlopen(request, timeout=10)
 
 
+@pytest.mark.slow
 def test_the_nightly_job_labels_with_the_newest_classifier(
     head: HeadNode, short_bucket: str, finished: dict[str, Any]
 ) -> None:
