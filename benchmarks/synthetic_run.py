@@ -112,14 +112,15 @@ class SyntheticRun:
             predictions.commit(shard.state, parts=[predictions.write_part(shard.state, after)], rows=len(after))
             ids = pa.array([shard.id] * len(table), pa.string())
             chosen.append(table.select(["image_id", "pseudo_label", "confidence"]).append_column("shard", ids))
-        store.write_table(selection.name("selection.parquet"), pseudo_labels.top_k(chosen, self.top_k))
+        selection.finish(files=selection.write_file("selection.parquet", pseudo_labels.top_k(chosen, self.top_k)))
         rejected = [{"image_id": i, "reason": r} for i, r in self.rejected.items()]
-        store.write_table(predictions.name("rejected.parquet"), pa.Table.from_pylist(rejected, schema=schema.REJECTED))
-        store.write_table(members.name("history.parquet"), self._history(rng))
+        table = pa.Table.from_pylist(rejected, schema=schema.REJECTED)
+        predictions.finish(files=predictions.write_file("rejected.parquet", table))
+        members.finish(files=members.write_file("history.parquet", self._history(rng)))
         words = rng.choice(["it", "<b>", "photo", "…"], (self.members, 4)).tolist()
         word_artifact(classifier).finish(words=words, distances=np.ones((self.members, 4)).tolist(), between_words=0.5)
         classifier.finish(classnames=list(self.classnames), variant=variant, members=members.folder)
-        for artifact in (pseudo, selection, views, members, predictions):
+        for artifact in (pseudo, views):
             artifact.finish()
         return {
             "pseudo": pseudo,
@@ -163,7 +164,7 @@ class SyntheticRun:
 
     def _scores(self, corpus: Corpus, variant: str, steps: dict[str, Artifact]) -> dict[str, Any]:
         names, labelers = self.classnames, list(self.labelers(variant))
-        selection = corpus.artifact.store.read_table(steps["selection"].name("selection.parquet"))
+        selection = steps["selection"].read_table("selection.parquet")
         return {
             "labelers": labelers,
             "selection": score.score_selection(corpus, selection, self.labels, names),

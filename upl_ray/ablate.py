@@ -211,7 +211,7 @@ def records_of(study: Study, trained: list[Trained]) -> Iterator[dict[str, Any]]
     for t in trained:
         votes = [read_predictions(a, "scored", ids) for a in t.artifacts]  # [N, 1 + S] each
         right = np.array([v[:, 0] == true for v in votes])
-        table = t.point.selection.store.read_table(t.point.selection.name("selection.parquet"))
+        table = t.point.selection.read_table("selection.parquet")
         chosen = score.score_selection(inputs.corpus, table, config.corpus.labels, inputs.classnames)
         same = t.artifacts == configured.artifacts
         yield {

@@ -1,38 +1,32 @@
 """Results as files: content-addressed step folders, commits for each shard, and a manifest written last.
 
 A step's folder is `<storage>/<step>-<fingerprint>/`. It is finished when `manifest.json` exists. Steps that work shard
-by shard write parts under unique names and one `commits/<shard>.json` that names them; readers open only what commits
-name, so parts of a killed run are never seen.
+by shard write parts and one `commits/<shard>.json` that names them; readers open only what commits name, so parts of a
+killed run are never seen. Everything is read against its content hash (`integrity`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import io
 import json
-import os
 import platform
 import sys
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
-from pathlib import Path
-from typing import Any, TextIO
-from urllib.parse import quote
+from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-IO_THREADS = 16  # requests in flight when many small files are read; object stores answer in 10-50 ms each
-URI_CHARACTERS = "%:/?@!$&'()*+,;=~"  # what may stand in a URI as it is; pyarrow refuses blanks and umlauts
-S3_RETRIES = 8  # of a request that S3 refuses for now; the pauses double from 25 ms to 3.2 s: 6.4 s in all
+from upl_ray import integrity
+from upl_ray.storage import IO_THREADS as IO_THREADS
+from upl_ray.storage import Store as Store
+from upl_ray.storage import open_filesystem as open_filesystem
+from upl_ray.storage import open_fsspec as open_fsspec
+from upl_ray.storage import table_bytes as table_bytes
 
 
 def fingerprint(value: Any) -> str:
@@ -43,142 +37,6 @@ def fingerprint(value: Any) -> str:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class Store:
-    """A folder, local or in object storage; only its URI travels between processes."""
-
-    uri: str
-
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return Store, (self.uri,)  # a worker opens its own connection, with its own credentials
-
-    @cached_property
-    def _target(self) -> tuple[pafs.FileSystem, str]:
-        return open_filesystem(self.uri)
-
-    @cached_property
-    def _fsspec(self) -> fsspec.AbstractFileSystem:
-        return open_fsspec(self.uri)
-
-    @property
-    def is_local(self) -> bool:
-        """True for a folder of this machine."""
-        return isinstance(self._target[0], pafs.LocalFileSystem)
-
-    def path(self, name: str) -> str:
-        """Path of `name` inside the store's file system."""
-        return f"{self._target[1]}/{name}"
-
-    def join(self, name: str) -> str:
-        """URI of `name` in this store, to show to people and to open elsewhere."""
-        return f"{self.uri.rstrip('/')}/{name}"
-
-    def read(self, name: str) -> bytes:
-        """The whole file.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
-        with self._target[0].open_input_file(self.path(name)) as file:
-            return bytes(file.read(file.size()))  # one request, where a stream makes one for each 256 KiB
-
-    def write(self, name: str, data: bytes) -> None:
-        """Write a whole file at once: readers see all of it or nothing, also after a kill."""
-        fs, path = self._target[0], self.path(name)
-        if not self.is_local:  # an object appears when its upload completes
-            with fs.open_output_stream(path, compression=None) as stream:
-                stream.write(data)
-            return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        Path(temporary).write_bytes(data)
-        os.replace(temporary, path)
-
-    @contextmanager
-    def open_text(self, name: str) -> Iterator[TextIO]:
-        """Write a file that may not fit into memory; it appears when it is complete."""
-        fs, path = self._target[0], self.path(name)
-        if not self.is_local:
-            with io.TextIOWrapper(fs.open_output_stream(path, compression=None), "utf-8", newline="") as text:
-                yield text
-            return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as text:
-            yield text
-        os.replace(temporary, path)
-
-    def names(self, folder: str) -> list[str]:
-        """Sorted names of the files right in `folder`; empty if there is no such folder."""
-        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
-        infos = self._target[0].get_file_info(selector)
-        return sorted(i.base_name for i in infos if i.type == pafs.FileType.File and not i.base_name.endswith(".tmp"))
-
-    def delete(self, name: str) -> None:
-        """Delete a file; none is no error."""
-        if self.is_local:
-            Path(self.path(name)).unlink(missing_ok=True)
-        else:  # pyarrow would put a directory marker where the last file of a prefix was
-            with suppress(FileNotFoundError):
-                self._fsspec.rm_file(self.path(name))
-
-    def read_json(self, name: str) -> Any:
-        """Parsed JSON file."""
-        return json.loads(self.read(name))
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file atomically."""
-        self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file as a table."""
-        return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
-
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Write a table as Parquet, atomically."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        self.write(name, sink.getvalue().to_pybytes())
-
-
-def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """File system and path of a local path or a URI: pyarrow's own where it has one (S3, local), else fsspec's."""
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
-    try:
-        fs, path = pafs.FileSystem.from_uri(quote(uri, safe=URI_CHARACTERS))
-    except pa.ArrowInvalid:  # a scheme that pyarrow does not know
-        fsspec_fs, path = fsspec.core.url_to_fs(uri)
-        fs = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs))
-    if isinstance(fs, pafs.S3FileSystem):
-        fs = _tuned_s3(fs)
-    return fs, path.rstrip("/")
-
-
-def open_fsspec(uri: str) -> fsspec.AbstractFileSystem:
-    """The same storage through fsspec, for what pyarrow does not do: tell ETags, delete without directory markers.
-
-    Paths in it are those of `open_filesystem`. Listings are not remembered: the next run must see what is new. In S3 an
-    address that does not answer is an error after half a minute; s3fs' own retries of botocore's take seven minutes.
-    """
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if uri.startswith(("s3://", "s3a://")):
-        once_more = {"mode": "standard", "max_attempts": 1}  # and all of it five times, by s3fs
-        options["config_kwargs"] = {"connect_timeout": 3, "read_timeout": 3, "retries": once_more}
-    return fsspec.core.url_to_fs(uri, **options)[0]
-
-
-def _tuned_s3(fs: pafs.S3FileSystem) -> pafs.S3FileSystem:
-    """The same S3 with options that a URI cannot carry.
-
-    Small files take one request instead of the three of a multi-part upload. An address that does not answer is an
-    error after 6 s (nobody listens) to 35 s (silence); pyarrow's own retries take 6 s to 100 s.
-    """
-    rebuild, (options,) = fs.__reduce__()  # what pyarrow found in the URI and the environment, as keyword arguments
-    retries = pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_RETRIES)
-    return rebuild({**options, "allow_delayed_open": True, "retry_strategy": retries})
 
 
 @dataclass(frozen=True)
@@ -204,17 +62,45 @@ class Artifact:
         return f"{self.folder}/{name}"
 
     def manifest(self) -> dict[str, Any] | None:
-        """What the finished step says about itself, or None while it is unfinished."""
+        """What the finished step says about itself, or None while it is unfinished.
+
+        Raises:
+            Damaged: it is not what was written, as all that reads commits and files does.
+        """
         try:
-            return dict(self.store.read_json(self.name("manifest.json")))
+            return self.read_sealed("manifest.json")
         except FileNotFoundError:
             return None
 
     def finish(self, **facts: Any) -> dict[str, Any]:
         """Write the manifest, which declares the step done. `facts` are JSON values for readers and reports."""
         manifest = {"step": self.step, "fingerprint": self.fingerprint, **facts, "provenance": provenance()}
-        self.store.write_json(self.name("manifest.json"), manifest)
-        return manifest
+        return self.write_sealed("manifest.json", manifest)
+
+    def write_sealed(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Write JSON that holds its own hash; returns it as it will be read."""
+        data = integrity.seal_json(value)
+        self.store.write(self.name(name), data)
+        return integrity.open_json(data, name)
+
+    def read_sealed(self, name: str) -> dict[str, Any]:
+        """JSON that `write_sealed` wrote."""
+        return integrity.open_json(self.store.read(self.name(name)), self.store.join(self.name(name)))
+
+    def write_file(self, name: str, content: pa.Table | bytes) -> dict[str, str]:
+        """Write a table or bytes; returns its entry for `files` of the manifest."""
+        data = content if isinstance(content, bytes) else table_bytes(content)
+        self.store.write(self.name(name), data)
+        return {name: integrity.sha256(data)}
+
+    def read_file(self, name: str) -> bytes:
+        """A file that the manifest names in `files`."""
+        expected = (self.manifest() or {}).get("files", {}).get(name, "")
+        return integrity.check(self.store.read_named(self.name(name)), expected, self.store.join(self.name(name)))
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A table that the manifest names in `files`."""
+        return pq.read_table(pa.BufferReader(self.read_file(name)), columns=columns)
 
     def committed(self) -> set[str]:
         """Ids of the shards whose work is done."""
@@ -223,11 +109,11 @@ class Artifact:
 
     def commit(self, shard: str, **facts: Any) -> None:
         """Declare a shard done; `parts` in `facts` names its files."""
-        self.store.write_json(self.name(f"commits/{shard}.json"), facts)
+        self.write_sealed(f"commits/{shard}.json", facts)
 
     def read_commit(self, shard: str) -> dict[str, Any]:
         """What was committed for a shard."""
-        return dict(self.store.read_json(self.name(f"commits/{shard}.json")))
+        return self.read_sealed(f"commits/{shard}.json")
 
     def read_commits(self, shards: Iterable[str]) -> list[dict[str, Any]]:
         """Several commits, in the given order."""
@@ -235,15 +121,17 @@ class Artifact:
             return list(pool.map(self.read_commit, shards))
 
     def write_part(self, shard: str, table: pa.Table) -> str:
-        """Write rows of a shard under a name that no other attempt uses; returns the name for the commit."""
-        part = f"parts/{shard}-{uuid.uuid4().hex}.parquet"
-        self.store.write_table(self.name(part), table)
-        return part
+        """Write rows of a shard under a name made from its content; returns the name for the commit."""
+        return self.store.write_hashed(self.name(f"parts/{shard}"), table).removeprefix(f"{self.folder}/")
+
+    def read_part(self, part: str, columns: list[str] | None = None) -> pa.Table:
+        """The rows of a part by its name in the commit."""
+        return self.store.read_hashed(self.name(part), columns)
 
     def read_shard(self, shard: str, columns: list[str] | None = None) -> pa.Table:
         """All committed rows of a shard."""
         parts = self.read_commit(shard)["parts"]
-        return pa.concat_tables([self.store.read_table(self.name(p), columns) for p in parts])
+        return pa.concat_tables([self.read_part(p, columns) for p in parts])
 
 
 def provenance() -> dict[str, Any]:

@@ -55,7 +55,7 @@ def _union(inputs: Inputs, selections: list[Artifact]) -> Artifact:
     artifact = Artifact(inputs.store, "selection", fingerprint({"version": VERSION, "union": folders}))
     if artifact.manifest() is None:
         columns = ["image_id", "shard"]
-        tables = [s.store.read_table(s.name("selection.parquet"), columns) for s in selections]
+        tables = [s.read_table("selection.parquet", columns) for s in selections]
         rows = pa.concat_tables(tables).group_by(columns).aggregate([]).sort_by("image_id")
         filled = {"pseudo_label": [0] * len(rows), "confidence": [0.0] * len(rows), "rank": [0] * len(rows)}
         table = pa.table({**{c: rows[c] for c in columns}, **filled})

@@ -91,10 +91,18 @@ def _override(model: type[Job], data: dict[str, Any], source: Path, args: list[s
         model,
         default=config,
         config=(tyro.conf.FlagConversionOff,),
-        args=args,
+        args=list(_spelled_out(args)),
         prog=f"{Path(sys.argv[0]).name} [CONFIG.yaml]",
         description=f"{model.__doc__} Values shown are those of {source.name}.",
     )
+
+
+def _spelled_out(args: list[str]) -> Iterator[str]:
+    """`--repair` alone means `--repair True`: it is an order, where all other fields are settings."""
+    for i, argument in enumerate(args):
+        yield argument
+        if argument == "--repair" and args[i + 1 : i + 2] not in (["True"], ["False"]):
+            yield "True"
 
 
 def _keys(data: Any) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from upl_ray.section import ConfigError as ConfigError
+from upl_ray.section import Job
 from upl_ray.section import JobError as JobError
 from upl_ray.section import Section as Section
 from upl_ray.section import sentence as sentence
@@ -218,7 +219,7 @@ def expand_classnames(value: Any) -> Any:
 Backbones = Annotated[tuple[Backbone, ...], BeforeValidator(expand_backbones)]
 
 
-class Config(Section):
+class Config(Job):
     """Unsupervised Prompt Learning for CLIP on Ray: images without labels in, a better classifier out."""
 
     corpus: Source = Field(Source(), description="The unlabeled images.")

@@ -75,7 +75,7 @@ class Corpus:
 
     def listing(self, shard: Shard, columns: list[str] | None = None) -> pa.Table:
         """Rows of `schema.LISTING` in their fixed order, removed ones included."""
-        return self.artifact.store.read_table(shard.listing, columns)
+        return self.artifact.store.read_hashed(shard.listing, columns)
 
     def labels(self, shard: Shard) -> dict[str, str | None]:
         """What the source says about the true class of each image; for scores only."""
@@ -115,7 +115,7 @@ def read_corpus(artifact: Artifact) -> Corpus:
     Raises:
         FileNotFoundError: it was never listed.
     """
-    manifest = artifact.store.read_json(artifact.name("manifest.json"))
+    manifest = artifact.read_sealed("manifest.json")
     roots = tuple(manifest["roots"])
     return Corpus(artifact, roots, tuple(_shard(r) for root in roots for r in manifest["shards"][root]))
 
@@ -157,7 +157,7 @@ class _Listing:
         """Shards of single files; `new` (image id -> version) is used up."""
         shards = []
         with ThreadPoolExecutor(IO_THREADS) as pool:
-            read = partial(self.artifact.store.read_table, columns=["image_id", "version"])
+            read = partial(self.artifact.store.read_hashed, columns=["image_id", "version"])
             for shard, listing in zip(known, pool.map(read, [s.listing for s in known]), strict=True):
                 removed = set()
                 pairs = zip(listing["image_id"].to_pylist(), listing["version"].to_pylist(), strict=True)
@@ -203,8 +203,7 @@ class _Listing:
     def _write(self, root: str, table: pa.Table, archive: str = "", version: str = "") -> Shard:
         rows = list(zip(table["image_id"].to_pylist(), table["version"].to_pylist(), strict=True))
         digest = hashlib.sha256(repr((root, rows)).encode()).hexdigest()[:16]
-        name = self.artifact.name(f"shards/{digest}.parquet")
-        self.artifact.store.write_table(name, table)
+        name = self.artifact.store.write_hashed(self.artifact.name(f"shards/{digest}"), table)
         return Shard(digest, len(rows), root, name, archive=archive, version=version)
 
     def _names_images(self, found: Found) -> bool:

@@ -125,7 +125,7 @@ class ChunkDecoder:
 
     def __call__(self, span: Row) -> Iterator[Row]:
         """One row for each chunk; a bad image keeps its place with black pixels and a reason."""
-        listing = self.store.read_table(span["listing"])
+        listing = self.store.read_hashed(span["listing"])
         for first in range(span["first"], span["last"], self.chunk_size):
             rows = listing.slice(first, min(self.chunk_size, span["last"] - first))
             gone = self.gone.get(span["shard"], frozenset())

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from upl_ray import integrity
 from upl_ray.artifacts import Store
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.zero_shot import ensemble_probabilities
@@ -60,7 +61,8 @@ def ensemble_bytes(spec: ClipSpec, text_features: Tensor, ctx: Tensor, **metadat
         **metadata,
     }
     tensors = {"text_features": text_features.contiguous(), "ctx": ctx.contiguous()}
-    return safetensors.torch.save(tensors, {"upl_ray": json.dumps(about, sort_keys=True)})
+    data = safetensors.torch.save(tensors, {"upl_ray": json.dumps(about, sort_keys=True)})
+    return integrity.seal_tensors(data)
 
 
 def load_ensemble(uri: str) -> Ensemble:
@@ -68,8 +70,10 @@ def load_ensemble(uri: str) -> Ensemble:
 
     Raises:
         FileNotFoundError: there is no classifier under `uri`.
+        Damaged: the file is not what was written.
     """
-    data = Store(uri).read(FILE)
+    store = Store(uri)
+    data = integrity.open_tensors(store.read(FILE), store.join(FILE))
     tensors = safetensors.torch.load(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return Ensemble(tensors["text_features"], tensors["ctx"], json.loads(header["__metadata__"]["upl_ray"]))

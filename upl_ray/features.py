@@ -30,6 +30,12 @@ def missing_shards(artifact: Artifact, shards: Iterable[Shard]) -> set[str]:
     return {s.id for s in shards} - artifact.committed()
 
 
+def forgotten_shards(artifact: Artifact, shards: Iterable[Shard]) -> set[str]:
+    """Ids of those shards of which not even the rejected images are known: never computed, or repaired."""
+    dropped = artifact.store.names(artifact.name("dropped"))
+    return missing_shards(artifact, shards) - {n.removesuffix(".json") for n in dropped}
+
+
 def drop_features(artifact: Artifact, shards: Iterable[Shard]) -> int:
     """Delete the features of these shards, and remember which images were rejected; returns how many shards.
 
@@ -39,7 +45,7 @@ def drop_features(artifact: Artifact, shards: Iterable[Shard]) -> int:
 
     def drop(shard: str) -> None:
         commit = artifact.read_commit(shard)
-        artifact.store.write_json(artifact.name(f"dropped/{shard}.json"), {"rejected": commit["rejected"]})
+        artifact.write_sealed(f"dropped/{shard}.json", {"rejected": commit["rejected"]})
         artifact.store.delete(artifact.name(f"commits/{shard}.json"))
         for part in commit["parts"]:
             artifact.store.delete(artifact.name(part))
@@ -84,7 +90,7 @@ def rejected_images(artifact: Artifact, shards: Iterable[str]) -> dict[str, dict
 
     def read(shard: str) -> dict[str, str]:
         folder = "commits" if shard in there else "dropped"
-        return dict(artifact.store.read_json(artifact.name(f"{folder}/{shard}.json"))["rejected"])
+        return dict(artifact.read_sealed(f"{folder}/{shard}.json")["rejected"])
 
     with ThreadPoolExecutor(IO_THREADS) as pool:
         return dict(zip(ids, pool.map(read, ids), strict=True))

@@ -67,7 +67,7 @@ def mean_bytes(store: Store, shards: list[Shard]) -> float:
     archives = {(s.root, s.archive): _size(s.version) for s in shards if s.archive}
     if archives:
         return sum(archives.values()) / sum(s.rows for s in shards if s.archive)
-    versions = [v for s in shards[:SAMPLE] for v in store.read_table(s.listing, ["version"])["version"].to_pylist()]
+    versions = [v for s in shards[:SAMPLE] for v in store.read_hashed(s.listing, ["version"])["version"].to_pylist()]
     sizes = [_size(v) for v in versions]
     return sum(sizes) / len(sizes) or Images.bytes_each  # a manifest does not say
 

@@ -13,7 +13,8 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Config, ConfigError
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.datasets.open import open_dataset
-from upl_ray.section import Section
+from upl_ray.repair import repair
+from upl_ray.section import Job
 from upl_ray.text_encoder import prompt_tokens
 from upl_ray.zero_shot import fill_template
 
@@ -77,8 +78,10 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     return Inputs(config, store, classnames, corpus, scored, specs, held_out)
 
 
-def open_storage(path: str, name: str, config: Section) -> Store:
-    """The folder of all results; that it can be written is seen by writing the configuration into it.
+def open_storage(path: str, name: str, config: Job) -> Store:
+    """The folder of all results, repaired where that is asked for.
+
+    That it can be written is seen by writing the configuration into it.
 
     Raises:
         ConfigError: it cannot be written.
@@ -90,6 +93,8 @@ def open_storage(path: str, name: str, config: Section) -> Store:
         store.write_json(name, config.model_dump(mode="json"))
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"storage_path {path!r} cannot be written ({error}); check it and its access.") from None
+    if config.repair:
+        repair(store)
     return store
 
 

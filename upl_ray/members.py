@@ -13,7 +13,7 @@ import pyarrow as pa
 import safetensors.torch
 import torch
 
-from upl_ray import prompt_learner, schema
+from upl_ray import integrity, prompt_learner, schema
 from upl_ray.artifacts import Artifact, Store, fingerprint
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Train
@@ -69,12 +69,17 @@ class Checkpoint:
 
 
 def read_checkpoint(artifact: Artifact, member: int) -> Checkpoint:
-    """The last checkpoint of a member, or epoch 0."""
+    """The last checkpoint of a member, or epoch 0.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
+    name = artifact.name(f"checkpoints/member-{member:02d}.safetensors")
     try:
-        data = artifact.store.read(artifact.name(f"checkpoints/member-{member:02d}.safetensors"))
+        data = artifact.store.read(name)
     except FileNotFoundError:
         return Checkpoint(0, {}, [])
-    tensors = safetensors.torch.load(data)
+    tensors = safetensors.torch.load(integrity.open_tensors(data, artifact.store.join(name)))
     losses = tensors.pop("losses").tolist()
     return Checkpoint(len(losses), tensors, losses)
 
@@ -84,9 +89,8 @@ def write_checkpoints(artifact: Artifact, learner: PromptLearner, epoch: int, lo
     for member, history in zip(learner.members, losses, strict=True):
         assert len(history) == epoch
         tensors = {**learner.state(member), "losses": torch.tensor(history, dtype=torch.float64)}
-        artifact.store.write(
-            artifact.name(f"checkpoints/member-{member:02d}.safetensors"), safetensors.torch.save(tensors)
-        )
+        data = integrity.seal_tensors(safetensors.torch.save(tensors))
+        artifact.store.write(artifact.name(f"checkpoints/member-{member:02d}.safetensors"), data)
 
 
 def write_members(artifact: Artifact, learner: PromptLearner, losses: list[list[float]], about: dict[str, Any]) -> None:
@@ -100,12 +104,14 @@ def write_members(artifact: Artifact, learner: PromptLearner, losses: list[list[
             "logit_scale": torch.tensor(learner.logit_scale),
         }
         data = safetensors.torch.save(tensors, {"upl_ray": json.dumps({**about, "member": member})})
-        artifact.store.write(artifact.name(member_file(member)), data)
+        artifact.store.write(artifact.name(member_file(member)), integrity.seal_tensors(data))
 
 
 def read_members(artifact: Artifact, recipe: Train) -> list[dict[str, torch.Tensor]]:
     """ctx [M, W], text_features [C, D], losses [epochs] and logit_scale of each member; a missing one is an error."""
-    return [safetensors.torch.load(artifact.store.read(artifact.name(member_file(m)))) for m in range(recipe.members)]
+    names = [artifact.name(member_file(m)) for m in range(recipe.members)]
+    read, join = artifact.store.read, artifact.store.join
+    return [safetensors.torch.load(integrity.open_tensors(read(n), join(n))) for n in names]
 
 
 def finish_members(artifact: Artifact, recipe: Train) -> None:
@@ -115,5 +121,5 @@ def finish_members(artifact: Artifact, recipe: Train) -> None:
         for m, tensors in enumerate(read_members(artifact, recipe))
         for e, loss in enumerate(tensors["losses"].tolist())
     ]
-    artifact.store.write_table(artifact.name("history.parquet"), pa.Table.from_pylist(rows, schema=schema.HISTORY))
-    artifact.finish(members=recipe.members, epochs=recipe.epochs)
+    files = artifact.write_file("history.parquet", pa.Table.from_pylist(rows, schema=schema.HISTORY))
+    artifact.finish(files=files, members=recipe.members, epochs=recipe.epochs)

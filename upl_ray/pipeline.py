@@ -215,8 +215,8 @@ def _export(inputs: Inputs, variant: str, chain: Chain) -> None:
         variant=variant,
         members=chain.members.folder,
     )
-    inputs.store.write(artifact.name(FILE), data)
-    artifact.finish(members=chain.members.folder, variant=variant, classnames=list(inputs.classnames))
+    files = artifact.write_file(FILE, data)
+    artifact.finish(files=files, members=chain.members.folder, variant=variant, classnames=list(inputs.classnames))
 
 
 def _score(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def _score(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, Any]:
         artifact = Artifact(inputs.store, "scores", fingerprint(identity))
         if artifact.manifest() is None:
             labelers = sorted(s.name for s in inputs.labelers(variant))
-            chosen = inputs.store.read_table(chain.selection.name("selection.parquet"))
+            chosen = chain.selection.read_table("selection.parquet")
             artifact.finish(
                 labelers=labelers,
                 selection=score.score_selection(inputs.corpus, chosen, config.corpus.labels, names),

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from upl_ray.artifacts import Artifact, fingerprint
-from upl_ray.features import feature_artifact
+from upl_ray.features import feature_artifact, forgotten_shards
 from upl_ray.inputs import Inputs
 from upl_ray.label import pseudo_label_artifact, unfinished
 from upl_ray.members import member_artifact
@@ -60,7 +60,8 @@ def plan_chain(inputs: Inputs, variant: str) -> Chain:
 def needed_features(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, set[str]]:
     """Shards whose features of each backbone must be in storage for this run: backbone name -> shard ids.
 
-    All of them; or, where features are dropped after use, only those that pseudo-labels or predictions still miss.
+    All of them; or, where features are dropped after use, only those that pseudo-labels or predictions still miss, and
+    those whose record of rejected images was damaged.
     """
     keep = inputs.config.keep_features
     everything = {s.id for c in inputs.corpora for s in c.shards}
@@ -72,6 +73,9 @@ def needed_features(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, set[s
         for labeler in inputs.labelers(variant):
             needed[labeler.name] |= unlabeled
         needed[inputs.target.name] |= unlabeled | {s.id for s in unfinished(inputs.corpora, chain.predictions)}
+    shards = [s for c in inputs.corpora for s in c.shards]
+    for name in needed:
+        needed[name] |= forgotten_shards(feature_artifact(inputs.store, inputs.specs[name]), shards)
     if keep == "target":
         needed[inputs.target.name] = everything
     return dict(needed)

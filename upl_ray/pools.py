@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute, JobError
 from upl_ray.passes import Node, Pass, Pool, plan_passes
 from upl_ray.progress import Progress
+from upl_ray.ray_cluster import job_error_in
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +117,10 @@ def in_one_sentence(compute: Compute) -> Iterator[None]:
             f"{compute.wait_for_resources_s} s, as others hold the cluster's GPUs, CPUs or memory; what is finished "
             f"stays in storage, so free them, add nodes or wait longer, and run the job again."
         ) from None
-    except ray.exceptions.RayError as error:  # an actor's own exception survives as text only
-        told = re.search(rf"^\S*{JobError.__name__}: (.+)$", str(error), re.MULTILINE)
-        if told is None:
-            raise
-        raise JobError(told[1]) from None
+    except ray.exceptions.RayError as error:
+        if told := job_error_in(error):
+            raise JobError(told) from None
+        raise
 
 
 def finish_tasks(step: str, tasks: list[Any], unit: str, compute: Compute) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from upl_ray import drift, label
+from upl_ray import drift, integrity, label
 from upl_ray.artifacts import Artifact, Store
 from upl_ray.classifier import classifier_spec
 from upl_ray.clip_spec import ClipSpec
@@ -22,7 +22,7 @@ from upl_ray.config import Backbone, ConfigError
 from upl_ray.corpus import Corpus, Shard, list_corpus
 from upl_ray.embed import embed
 from upl_ray.ensemble import FILE, Ensemble, load_ensemble
-from upl_ray.features import drop_features, feature_artifact, missing_shards
+from upl_ray.features import drop_features, feature_artifact, forgotten_shards, missing_shards
 from upl_ray.inputs import open_storage
 from upl_ray.predict_config import Predict
 from upl_ray.predictions import prediction_artifact, publish
@@ -64,7 +64,7 @@ def run(job: Predict) -> dict[str, Any]:
     before = inputs.predictions.manifest()
     todo = label.unfinished([corpus], inputs.predictions)
     with cluster.watched():
-        rejected = _embed(inputs, todo if job.keep_features == "none" else corpus.shards, job, cluster)
+        rejected = _embed(inputs, _needed(inputs, todo, job), job, cluster)
         if todo:
             cluster.start("predictions")
         label.predict(todo, inputs.predictions, inputs.classifier, spec, compute)
@@ -111,7 +111,11 @@ def find_classifier(uri: str) -> tuple[Artifact, Ensemble]:
         store = Store(folder)
         if FILE not in store.names(""):
             folder = store.join(store.read_json("run.json")["classifier"].rpartition("/")[2])
-        ensemble, manifest = load_ensemble(folder), Store(folder).read_json("manifest.json")
+        ensemble = load_ensemble(folder)
+        manifest = integrity.open_json(Store(folder).read("manifest.json"), f"{folder}/manifest.json")
+    except integrity.Damaged as error:
+        where = str(error).partition(" is damaged")[0]
+        raise ConfigError(f"{where} is damaged; run the main job (jobs/upl.py) with `--repair`.") from None
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ConfigError(
             f"There is no classifier at {uri!r} ({error}); name a classifier's folder or a finished run's storage."
@@ -124,6 +128,14 @@ def find_classifier(uri: str) -> tuple[Artifact, Ensemble]:
             f"name; give it back to its folder, in any other folder."
         )
     return classifier, ensemble
+
+
+def _needed(inputs: Inputs, todo: list[Shard], job: Predict) -> list[Shard]:
+    """The shards whose features must be in storage."""
+    if job.keep_features != "none":
+        return list(inputs.corpus.shards)
+    forgotten = forgotten_shards(inputs.features, inputs.corpus.shards)
+    return todo + [s for s in inputs.corpus.shards if s.id in forgotten]
 
 
 def _embed(inputs: Inputs, needed: Iterable[Shard], job: Predict, cluster: RayCluster) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from upl_ray.config import Compute, Source
-from upl_ray.section import Section
+from upl_ray.section import Job, Section
 
 
 class Drift(Section):
@@ -24,7 +24,7 @@ class Drift(Section):
     )
 
 
-class Predict(Section):
+class Predict(Job):
     """Label the new images of a growing corpus with a finished classifier, incrementally."""
 
     classifier: str = Field(

@@ -42,8 +42,9 @@ def publish(artifact: Artifact, corpus: Corpus, rejected: dict[str, str], classi
         assert manifest is not None
         growth = _grow(growth, new, before["figures"], tuple(manifest["classnames"]))
         artifact.store.write_json(artifact.name(f"growth/{fingerprint(states)}.json"), growth)
-    artifact.store.write_table(artifact.name("rejected.parquet"), rejected_table(rejected))
+    files = artifact.write_file("rejected.parquet", rejected_table(rejected))
     return artifact.finish(
+        files=files,
         classifier=classifier.folder,
         images=sum(c["rows"] for c in commits),
         new=new["images"],

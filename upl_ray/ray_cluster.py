@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from upl_ray.config import Compute, JobError
+from upl_ray.integrity import Damaged
 from upl_ray.progress import Laps
 
 log = logging.getLogger(__name__)
@@ -67,27 +69,30 @@ class RayCluster:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Give up, instead of waiting for ever, when all nodes for work have been gone for too long.
+        """Errors of tasks that say what to do become the job's, and it gives up instead of waiting for ever.
 
         Raises:
-            JobError: there was no CPU in the cluster for `compute.wait_for_resources_s`.
+            JobError: a task raised one; or there was no CPU in the cluster for `compute.wait_for_resources_s`.
         """
-        if threading.current_thread() is not threading.main_thread():  # only that one can be interrupted
+        watching = threading.current_thread() is threading.main_thread()  # only that one can be interrupted
+        if not watching:
             self._over.set()
-            yield
-            return
-        before = signal.signal(signal.SIGUSR2, _interrupt)  # SIGINT may be ignored, as in a background job of a shell
+        # Not SIGINT: it may be ignored, as in a background job of a shell.
+        before = signal.signal(signal.SIGUSR2, _interrupt) if watching else None
         try:
             yield
-        except (KeyboardInterrupt, RuntimeError, ray.exceptions.RayError):
+        except (KeyboardInterrupt, RuntimeError, ray.exceptions.RayError) as error:
             self._over.set()  # no second interruption while this one unwinds
             if self._lost:
                 ray.shutdown()  # or its reports of lost nodes would follow the job's last line
                 raise JobError(self._lost) from None
+            if told := job_error_in(error):
+                raise JobError(told) from None
             raise
         finally:
             self._over.set()
-            signal.signal(signal.SIGUSR2, before)
+            if watching:
+                signal.signal(signal.SIGUSR2, before)
 
     def _watch(self) -> None:
         limit, since = self.compute.wait_for_resources_s, None
@@ -106,6 +111,12 @@ class RayCluster:
                 main = threading.main_thread().ident
                 assert main is not None
                 signal.pthread_kill(main, signal.SIGUSR2)  # it waits in Ray
+
+
+def job_error_in(error: BaseException) -> str:
+    """The sentence of a JobError that a task or an actor raised, or else nothing: it survives as text only."""
+    found = re.search(rf"^\S*\b(?:{JobError.__name__}|{Damaged.__name__}): (.+)$", str(error), re.MULTILINE)
+    return found[1] if found and not isinstance(error, JobError) else ""
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

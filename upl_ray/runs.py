@@ -156,8 +156,9 @@ def _learn_and_classify(
     for (count, average), artifact in zip(evaluations, artifacts, strict=True):
         about = {"logit_scale": float(tensors[0]["logit_scale"]), "ensemble": average, "classnames": task.classnames}
         ensemble = Ensemble(text_features[:count], ctx[:count], about)
-        write_predictions(artifact, images, ensemble.probabilities, len(task.classnames), ensemble.member_labels, count)
-        artifact.finish(members=task.artifact.folder, count=count, average=average)
+        n_classes = len(task.classnames)
+        files = write_predictions(artifact, images, ensemble.probabilities, n_classes, ensemble.member_labels, count)
+        artifact.finish(files=files, members=task.artifact.folder, count=count, average=average)
 
 
 def few_shot_run(name: str, samples: Samples, images: Images, seed: int, recipe: Train) -> Run:
@@ -179,8 +180,9 @@ def _fit_and_classify(
 ) -> None:
     data = read_few_shot(samples)
     fitted = fit(name, data, seed, recipe)
-    write_predictions(artifact, images, fitted.logits, len(data.text_features))
-    artifact.finish(method=name, chosen=fitted.chosen, shots=len(data.labels), validation=len(data.validation_labels))
+    files = write_predictions(artifact, images, fitted.logits, len(data.text_features))
+    counts = {"shots": len(data.labels), "validation": len(data.validation_labels)}
+    artifact.finish(files=files, method=name, chosen=fitted.chosen, **counts)
 
 
 def fit(name: str, data: FewShot, seed: int, recipe: Train) -> Fitted:
@@ -213,8 +215,13 @@ def write_predictions(
     n_classes: int,
     member_labels: Callable[[Tensor], Tensor] | None = None,
     members: int = 0,
-) -> None:
-    """Label of every image by `classify` ([N, D] -> [N, C]), and by each member alone: a table of each part."""
+) -> dict[str, str]:
+    """Label of every image by `classify` ([N, D] -> [N, C]), and by each member alone: a table of each part.
+
+    Returns:
+        `files` of the manifest.
+    """
+    files: dict[str, str] = {}
     for part, shards in images.parts.items():
         tables = []
         for shard in shards:
@@ -223,12 +230,13 @@ def write_predictions(
             each = in_slices(image_features, member_labels, members, np.int32) if member_labels else labels[:, None]
             columns = [pa.array(ids, pa.string()), pa.array(labels), pa.array(list(each), pa.list_(pa.int32()))]
             tables.append(pa.table(columns, schema=schema.VOTES))
-        artifact.store.write_table(artifact.name(f"{part}.parquet"), pa.concat_tables(tables))
+        files |= artifact.write_file(f"{part}.parquet", pa.concat_tables(tables))
+    return files
 
 
 def read_predictions(artifact: Artifact, part: str, ids: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Labels of these images [N, 1 + S]: the method's own, then each member's."""
-    table = artifact.store.read_table(artifact.name(f"{part}.parquet"))
+    table = artifact.read_table(f"{part}.parquet")
     row = {image_id: i for i, image_id in enumerate(table["image_id"].to_pylist())}
     members = np.asarray(table["member_labels"].combine_chunks().flatten()).reshape(len(table), -1)
     labels = np.concatenate([table["label"].to_numpy()[:, None], members], axis=1)

@@ -83,14 +83,14 @@ def write_above_threshold(store: Store, corpus: Corpus, pseudo: Artifact, thresh
 
 def write_selection(artifact: Artifact, chosen: pa.Table, n_classes: int) -> None:
     """Store rows of `schema.SELECTION`, and how many each class has."""
-    artifact.store.write_table(artifact.name("selection.parquet"), chosen)
+    files = artifact.write_file("selection.parquet", chosen)
     counts = pseudo_labels.samples_per_class(chosen, n_classes)
-    artifact.finish(images=chosen.num_rows, samples_per_class=counts)
+    artifact.finish(files=files, images=chosen.num_rows, samples_per_class=counts)
 
 
 def read_samples(selection: Artifact) -> dict[str, int]:
     """Image id -> label of a selection, in the order of ids."""
-    table = selection.store.read_table(selection.name("selection.parquet"), ["image_id", "pseudo_label"])
+    table = selection.read_table("selection.parquet", ["image_id", "pseudo_label"])
     return dict(sorted(zip(table["image_id"].to_pylist(), table["pseudo_label"].to_pylist(), strict=True)))
 
 
@@ -103,21 +103,19 @@ def gathered_artifact(features: Artifact, selections: Iterable[Artifact]) -> Art
 def gather_features(artifact: Artifact, features: Artifact, selections: list[Artifact], corpora: list[Corpus]) -> None:
     """Copy the features of the selections' images into one table, reading each shard that holds one of them once."""
     wanted = {i for s in selections for i in read_samples(s)}
-    names = {
-        x for s in selections for x in s.store.read_table(s.name("selection.parquet"), ["shard"])["shard"].to_pylist()
-    }
+    names = {x for s in selections for x in s.read_table("selection.parquet", ["shard"])["shard"].to_pylist()}
     tables = []
     for shard in {s.id: s for c in corpora for s in c.shards if s.id in names}.values():
         ids, vectors = read_features(features, shard)
         rows = [i for i, image_id in enumerate(ids) if image_id in wanted]
         tables.append(feature_table([ids[i] for i in rows], vectors[rows], set()))
-    artifact.store.write_table(artifact.name("features.parquet"), pa.concat_tables(tables))
-    artifact.finish(images=len(wanted))
+    files = artifact.write_file("features.parquet", pa.concat_tables(tables))
+    artifact.finish(files=files, images=len(wanted))
 
 
 def read_gathered(artifact: Artifact, image_ids: Collection[str]) -> npt.NDArray[np.float16]:
     """Gathered features [n, D] of these images, in the order given."""
-    table = artifact.store.read_table(artifact.name("features.parquet"))
+    table = artifact.read_table("features.parquet")
     row = {image_id: i for i, image_id in enumerate(table["image_id"].to_pylist())}
     dim = table.schema.field("image_features").type.list_size
     vectors = np.asarray(table["image_features"].combine_chunks().flatten()).reshape(-1, dim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class ConfigError(ValueError):
@@ -42,3 +42,11 @@ class Section(BaseModel):
             super().__init__(**data)
         except ValidationError as error:
             raise ConfigError(sentence(error)) from None
+
+
+class Job(Section):
+    """Base of the configuration of a job that keeps its work in storage."""
+
+    repair: bool = Field(
+        False, description="First check all files in storage against their hashes, and make damaged ones anew."
+    )

@@ -40,9 +40,9 @@ def select(artifact: Artifact, corpus: Corpus, pseudo: Artifact, k: int, n_class
             yield rows.append_column("shard", pa.array([shard.id] * len(rows), pa.string()))
 
     chosen = streaming_top_k(list(_groups(corpus.shards)), read, k, compute)
-    artifact.store.write_table(artifact.name("selection.parquet"), chosen)
+    files = artifact.write_file("selection.parquet", chosen)
     counts = pseudo_labels.samples_per_class(chosen, n_classes)
-    artifact.finish(images=chosen.num_rows, top_k=k, samples_per_class=counts)
+    artifact.finish(files=files, images=chosen.num_rows, top_k=k, samples_per_class=counts)
 
 
 def streaming_top_k(groups: list[Any], read: Callable[[Any], Iterable[pa.Table]], k: int, compute: Compute) -> pa.Table:

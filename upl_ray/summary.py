@@ -65,7 +65,7 @@ def earlier_seconds(store: Store) -> dict[str, float]:
     """How long steps took in earlier runs into this storage: what is there already keeps its time [s]."""
     try:
         return dict(store.read_json("run.json").get("steps", {}))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # the first run, or a file that was cut: this run writes it anew
         return {}
 
 

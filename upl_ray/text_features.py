@@ -27,11 +27,11 @@ def text_artifact(
 def write_text_features(artifact: Artifact, text_features: Tensor, logit_scale: float) -> None:
     """Store class features [C, D] and the model's logit scale, and finish the artifact."""
     tensors = {"text_features": text_features, "logit_scale": torch.tensor(logit_scale)}
-    artifact.store.write(artifact.name("text_features.safetensors"), safetensors.torch.save(tensors))
-    artifact.finish(classes=len(text_features))
+    files = artifact.write_file("text_features.safetensors", safetensors.torch.save(tensors))
+    artifact.finish(files=files, classes=len(text_features))
 
 
 def read_text_features(artifact: Artifact) -> tuple[Tensor, float]:
     """Class features [C, D] and the model's logit scale."""
-    tensors = safetensors.torch.load(artifact.store.read(artifact.name("text_features.safetensors")))
+    tensors = safetensors.torch.load(artifact.read_file("text_features.safetensors"))
     return tensors["text_features"], float(tensors["logit_scale"])

@@ -82,7 +82,7 @@ def _encode_views(
     ]
 
     def crop(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        listing = store.read_table(group["listing"])
+        listing = store.read_hashed(group["listing"])
         listing = listing.filter(pc.field("image_id").isin(group["image_ids"]))
         for image_id, data in zip(listing["image_id"].to_pylist(), read_images(group["root"], listing), strict=True):
             yield {"image_id": image_id, spec.geometry.key: crop_views(data, image_id, spec, views)}
@@ -125,7 +125,7 @@ def crop_views(data: bytes | str, image_id: str, spec: ClipSpec, views: Views) -
 
 def read_selection(selection: Artifact) -> dict[str, list[Any]]:
     """Columns of `schema.SELECTION`."""
-    columns: dict[str, list[Any]] = selection.store.read_table(selection.name("selection.parquet")).to_pydict()
+    columns: dict[str, list[Any]] = selection.read_table("selection.parquet").to_pydict()
     return columns
 
 
@@ -144,7 +144,7 @@ def read_views(artifact: Artifact, selection: Artifact) -> tuple[Tensor, Tensor]
         kept = [i for i in commit["image_ids"] if i in row]
         if not kept:
             continue
-        table = pa.concat_tables([bank.store.read_table(bank.name(p)) for p in sorted(commit["parts"])])
+        table = pa.concat_tables([bank.read_part(p) for p in sorted(commit["parts"])])
         position = {image_id: i for i, image_id in enumerate(table["image_id"].to_pylist())}
         flat = np.asarray(table["view_features"].combine_chunks().flatten())
         found = flat.reshape(len(table), n_views, -1)

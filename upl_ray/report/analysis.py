@@ -48,7 +48,7 @@ def analyse(run: FinishedRun, variant: Variant) -> tuple[dict[str, Any], pa.Tabl
     """
     artifact = analysis_artifact(run, variant)
     if artifact.manifest() is None:
-        selection = run.store.read_table(variant.selection.name("selection.parquet"))
+        selection = variant.selection.read_table("selection.parquet")
         chosen = set(selection["image_id"].to_pylist())
         known: dict[str, dict[str, Any]] = {}
         tallies = {}
@@ -59,10 +59,10 @@ def analyse(run: FinishedRun, variant: Variant) -> tuple[dict[str, Any], pa.Tabl
                 if part == "corpus":
                     known |= _details(rows, chosen)
             tallies[part] = tally.result()
-        run.store.write_table(artifact.name("selected.parquet"), _selected_table(selection, known))
-        artifact.finish(parts=tallies)
+        files = artifact.write_file("selected.parquet", _selected_table(selection, known))
+        artifact.finish(files=files, parts=tallies)
     parts: dict[str, Any] = manifest_of(artifact)["parts"]
-    return parts, run.store.read_table(artifact.name("selected.parquet"))
+    return parts, artifact.read_table("selected.parquet")
 
 
 def _tally(run: FinishedRun, variant: Variant, part: str, corpus: Corpus) -> Tally:

@@ -25,7 +25,7 @@ MASK_DELTA = 0xA282EAD8  # of TFRecord's masked checksums
 def write_events(store: Store, folder: str, found: list[Findings]) -> None:
     """One event file a member: loss and learning rate by epoch, under the time at which its training ended."""
     for f in found:
-        history = store.read_table(f.variant.members.name("history.parquet"))
+        history = f.variant.members.read_table("history.parquet")
         ended = datetime.fromisoformat(manifest_of(f.variant.members)["provenance"]["time"]).timestamp()
         for member in sorted(set(history["member"].to_pylist())):
             rows = history.filter(pa.compute.equal(history["member"], member)).sort_by("epoch").to_pylist()

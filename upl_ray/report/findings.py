@@ -59,7 +59,7 @@ def gather(run: FinishedRun) -> list[Findings]:
     found, recipe = [], run.config["train"]
     for variant in run.variants:
         parts, selected = analyse(run, variant)
-        history = run.store.read_table(variant.members.name("history.parquet"))
+        history = variant.members.read_table("history.parquet")
         losses = history.sort_by([("member", "ascending"), ("epoch", "ascending")])["loss"].to_numpy()
         found.append(
             Findings(

@@ -42,5 +42,5 @@ def selected(f: Findings, names: tuple[str, ...]) -> Table:
 
 def rejected_images(run: FinishedRun) -> Table:
     """Images that could not be read, and why."""
-    rows = run.store.read_table(run.variants[0].predictions.name("rejected.parquet")).to_pylist()
+    rows = run.variants[0].predictions.read_table("rejected.parquet").to_pylist()
     return ["image_id", "reason"], [[r["image_id"], r["reason"]] for r in rows]

@@ -97,7 +97,7 @@ def _limited(wanted: Wanted) -> Wanted:
 
 
 def _read(artifact: Artifact) -> dict[str, Sprite]:
-    rows = artifact.store.read_table(artifact.name("sprites.parquet")).to_pylist()
+    rows = artifact.read_table("sprites.parquet").to_pylist()
     return {
         r["key"]: Sprite(r["webp"], r["tiles"], r["tile"], {int(i): w for i, w in json.loads(r["missing"]).items()})
         for r in rows
@@ -109,8 +109,8 @@ def _write(artifact: Artifact, sprites: dict[str, Sprite]) -> None:
         {"key": k, "tiles": s.tiles, "tile": s.tile, "missing": json.dumps(s.missing), "webp": s.webp}
         for k, s in sprites.items()
     ]
-    artifact.store.write_table(artifact.name("sprites.parquet"), pa.Table.from_pylist(rows, schema=COLUMN_TYPES))
-    artifact.finish(sprites=len(rows), bytes=sum(len(s.webp) for s in sprites.values()))
+    files = artifact.write_file("sprites.parquet", pa.Table.from_pylist(rows, schema=COLUMN_TYPES))
+    artifact.finish(files=files, sprites=len(rows), bytes=sum(len(s.webp) for s in sprites.values()))
 
 
 def _tiles(corpus: Corpus, wanted: Wanted) -> tuple[dict[str, Tile], bool]:

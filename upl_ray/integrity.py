@@ -1,0 +1,124 @@
+"""What is read is what was written: content hashes, and an error that names a damaged file.
+
+    parts and listings      the hash is in the name, and commits and manifests hold the names
+    commits and manifests   JSON with the hash of everything else in its `sha256`
+    tensors                 safetensors with the hash of everything else in its metadata
+    tables and classifier   `files` of the folder's manifest: name -> hash
+
+Hashes find accidents: torn writes, flipped bits, mixed-up copies. They do not keep out who may write to the storage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+from upl_ray.section import JobError
+
+KEY = "sha256"
+DIGITS = 32  # hex digits of a hash in a file name: 128 bits
+
+
+class Damaged(JobError):
+    """A file in storage that is not what was written."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where} is damaged: its content is not what was written. Run the job again with `--repair`, which checks "
+            f"all files and makes damaged ones anew."
+        )
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest of the content."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hashed_name(stem: str, suffix: str, data: bytes) -> str:
+    """`stem-HASHsuffix`: a file name that its content can be checked against."""
+    return f"{stem}-{sha256(data)[:DIGITS]}{suffix}"
+
+
+def check_name(name: str, data: bytes, where: str) -> bytes:
+    """The data, if it is what its name says.
+
+    Raises:
+        Damaged: it is not, or the name holds no hash.
+    """
+    found = re.search(rf"-([0-9a-f]{{{DIGITS}}})$", PurePosixPath(name).stem)
+    return check(data, found[1] if found else "", where)
+
+
+def check(data: bytes, expected: str, where: str) -> bytes:
+    """The data, if its hash begins with the expected digits.
+
+    Raises:
+        Damaged: it does not, or none are expected.
+    """
+    if not expected or not sha256(data).startswith(expected):
+        raise Damaged(where)
+    return data
+
+
+def seal_json(value: dict[str, Any]) -> bytes:
+    """JSON text of a mapping with the hash of it."""
+    value = json.loads(json.dumps(value))  # as it will be read: tuples are lists, and keys are text
+    return (json.dumps({**value, KEY: sha256(_canonical(value))}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def open_json(data: bytes, where: str) -> dict[str, Any]:
+    """The mapping that was sealed, without its hash.
+
+    Raises:
+        Damaged: it is cut, altered or was never sealed.
+    """
+    try:
+        value = dict(json.loads(data))
+    except (ValueError, TypeError):
+        raise Damaged(where) from None
+    if value.pop(KEY, None) != sha256(_canonical(value)):
+        raise Damaged(where)
+    return value
+
+
+def seal_tensors(data: bytes) -> bytes:
+    """The same safetensors file with its hash in the metadata."""
+    header, body = _split(data)
+    metadata = {**header.get("__metadata__", {}), KEY: _tensor_hash(header, body)}
+    text = json.dumps({**header, "__metadata__": metadata}).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def open_tensors(data: bytes, where: str) -> bytes:
+    """The data, if it is the safetensors file that was sealed.
+
+    Raises:
+        Damaged: it is cut, altered or was never sealed.
+    """
+    try:
+        header, body = _split(data)
+        whole = header["__metadata__"][KEY] == _tensor_hash(header, body)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise Damaged(where) from None
+    if not whole:
+        raise Damaged(where)
+    return data
+
+
+def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and tensors of a safetensors file: 8 bytes of length, JSON, and the rest."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return dict(json.loads(data[8:end])), data[end:]
+
+
+def _tensor_hash(header: dict[str, Any], body: bytes) -> str:
+    metadata = {k: v for k, v in header.get("__metadata__", {}).items() if k != KEY}
+    return sha256(_canonical({**header, "__metadata__": metadata}) + body)
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,209 @@
+"""A folder, local or in object storage: whole files that appear at once or not at all, and tables in them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import quote
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from upl_ray import integrity
+
+IO_THREADS = 16  # requests in flight when many small files are read; object stores answer in 10-50 ms each
+URI_CHARACTERS = "%:/?@!$&'()*+,;=~"  # what may stand in a URI as it is; pyarrow refuses blanks and umlauts
+S3_RETRIES = 8  # of a request that S3 refuses for now; the pauses double from 25 ms to 3.2 s: 6.4 s in all
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder, local or in object storage; only its URI travels between processes."""
+
+    uri: str
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.uri,)  # a worker opens its own connection, with its own credentials
+
+    @cached_property
+    def _target(self) -> tuple[pafs.FileSystem, str]:
+        return open_filesystem(self.uri)
+
+    @cached_property
+    def _fsspec(self) -> fsspec.AbstractFileSystem:
+        return open_fsspec(self.uri)
+
+    @property
+    def is_local(self) -> bool:
+        """True for a folder of this machine."""
+        return isinstance(self._target[0], pafs.LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Path of `name` inside the store's file system."""
+        return f"{self._target[1]}/{name}"
+
+    def join(self, name: str) -> str:
+        """URI of `name` in this store, to show to people and to open elsewhere."""
+        return f"{self.uri.rstrip('/')}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with self._target[0].open_input_file(self.path(name)) as file:
+            return bytes(file.read(file.size()))  # one request, where a stream makes one for each 256 KiB
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file at once: readers see all of it or nothing, also after a kill."""
+        fs, path = self._target[0], self.path(name)
+        if not self.is_local:  # an object appears when its upload completes
+            with fs.open_output_stream(path, compression=None) as stream:
+                stream.write(data)
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        Path(temporary).write_bytes(data)
+        os.replace(temporary, path)
+
+    @contextmanager
+    def open_text(self, name: str) -> Iterator[TextIO]:
+        """Write a file that may not fit into memory; it appears when it is complete."""
+        fs, path = self._target[0], self.path(name)
+        if not self.is_local:
+            with io.TextIOWrapper(fs.open_output_stream(path, compression=None), "utf-8", newline="") as text:
+                yield text
+            return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as text:
+            yield text
+        os.replace(temporary, path)
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names of the files right in `folder`; empty if there is no such folder."""
+        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
+        infos = self._target[0].get_file_info(selector)
+        return sorted(i.base_name for i in infos if i.type == pafs.FileType.File and not i.base_name.endswith(".tmp"))
+
+    def folders(self) -> list[str]:
+        """Sorted names of the folders right in the store."""
+        infos = self._target[0].get_file_info(pafs.FileSelector(self._target[1], allow_not_found=True))
+        return sorted(i.base_name for i in infos if i.type == pafs.FileType.Directory)
+
+    def names_below(self, folder: str) -> list[str]:
+        """Sorted names, relative to `folder`, of all files in it and in its folders."""
+        root = self.path(folder)
+        infos = self._target[0].get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+        files = (i.path[len(root) + 1 :] for i in infos if i.type == pafs.FileType.File)
+        return sorted(f for f in files if not f.endswith(".tmp"))
+
+    def delete(self, name: str) -> None:
+        """Delete a file; none is no error."""
+        if self.is_local:
+            Path(self.path(name)).unlink(missing_ok=True)
+        else:  # pyarrow would put a directory marker where the last file of a prefix was
+            with suppress(FileNotFoundError):
+                self._fsspec.rm_file(self.path(name))
+
+    def read_json(self, name: str) -> Any:
+        """Parsed JSON file."""
+        return json.loads(self.read(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file atomically."""
+        self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file as a table."""
+        return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a table as Parquet, atomically."""
+        self.write(name, table_bytes(table))
+
+    def write_hashed(self, stem: str, table: pa.Table) -> str:
+        """Write a table as Parquet under a name that holds its hash; returns the name."""
+        data = table_bytes(table)
+        name = integrity.hashed_name(stem, ".parquet", data)
+        self.write(name, data)
+        return name
+
+    def read_hashed(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A table that `write_hashed` wrote.
+
+        Raises:
+            Damaged: its content is not what was written, or it is gone.
+        """
+        return pq.read_table(pa.BufferReader(self.check_hashed(name)), columns=columns)
+
+    def check_hashed(self, name: str) -> bytes:
+        """The content of such a file; raises as `read_hashed`."""
+        return integrity.check_name(name, self.read_named(name), self.join(name))
+
+    def read_named(self, name: str) -> bytes:
+        """A file that something in storage names.
+
+        Raises:
+            Damaged: it is gone.
+        """
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            raise integrity.Damaged(self.join(name)) from None
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """The table as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """File system and path of a local path or a URI: pyarrow's own where it has one (S3, local), else fsspec's."""
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+    try:
+        fs, path = pafs.FileSystem.from_uri(quote(uri, safe=URI_CHARACTERS))
+    except pa.ArrowInvalid:  # a scheme that pyarrow does not know
+        fsspec_fs, path = fsspec.core.url_to_fs(uri)
+        fs = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs))
+    if isinstance(fs, pafs.S3FileSystem):
+        fs = _tuned_s3(fs)
+    return fs, path.rstrip("/")
+
+
+def open_fsspec(uri: str) -> fsspec.AbstractFileSystem:
+    """The same storage through fsspec, for what pyarrow does not do: tell ETags, delete without directory markers.
+
+    Paths in it are those of `open_filesystem`. Listings are not remembered: the next run must see what is new. In S3 an
+    address that does not answer is an error after half a minute; s3fs' own retries of botocore's take seven minutes.
+    """
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if uri.startswith(("s3://", "s3a://")):
+        once_more = {"mode": "standard", "max_attempts": 1}  # and all of it five times, by s3fs
+        options["config_kwargs"] = {"connect_timeout": 3, "read_timeout": 3, "retries": once_more}
+    return fsspec.core.url_to_fs(uri, **options)[0]
+
+
+def _tuned_s3(fs: pafs.S3FileSystem) -> pafs.S3FileSystem:
+    """The same S3 with options that a URI cannot carry.
+
+    Small files take one request instead of the three of a multi-part upload. An address that does not answer is an
+    error after 6 s (nobody listens) to 35 s (silence); pyarrow's own retries take 6 s to 100 s.
+    """
+    rebuild, (options,) = fs.__reduce__()  # what pyarrow found in the URI and the environment, as keyword arguments
+    retries = pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_RETRIES)
+    return rebuild({**options, "allow_delayed_open": True, "retry_strategy": retries})
