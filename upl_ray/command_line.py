@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import tyro
@@ -23,9 +25,20 @@ Job = TypeVar("Job", bound=Section)
 def run_job(job: Callable[[], int]) -> int:
     """Run a job's body with its log on the terminal.
 
+    SIGTERM ends the job as Ctrl-C does: actors and trials go with it, and its last line says so. A second one kills.
+
     Returns:
-        What the body returns; 2 where the configuration cannot work, 1 where the job cannot go on.
+        What the body returns; 2 where the configuration cannot work, 1 where the job cannot go on, and, as a shell has
+        it, 128 + the signal's number where one stopped it.
     """
+    received: list[int] = []  # Ray Tune raises an interrupt of its own in place of ours
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("upl_ray").setLevel(logging.INFO)
     try:
@@ -37,6 +50,11 @@ def run_job(job: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         print(json.dumps({"status": "failed", "error": str(error)}))
         return 1
+    except KeyboardInterrupt:
+        told = "stopped by a signal; what is finished stays in storage, and the same command goes on from there"
+        print(f"error: {told}", file=sys.stderr)
+        print(json.dumps({"status": "stopped", "error": told}))
+        return 128 + (received[0] if received else signal.SIGINT)
 
 
 def load_config(args: list[str], default: Path) -> Config:

@@ -57,9 +57,12 @@ class RayCluster:
         if local:  # Ray's own log files keep what is not shown here
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         level = logging.ERROR if local else logging.WARNING
+        at_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place, which ends without a word
         ray.init(
             address=address, logging_level=level, log_to_driver=not local, include_dashboard=False if local else None
         )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, at_sigterm)
         wait_for_resources(self.compute)
         resources, nodes = ray.cluster_resources(), sum(n["Alive"] for n in ray.nodes())
         log.info("%-12s %g CPUs, %g GPUs, %d node(s)", "ray", resources.get("CPU", 0), resources.get("GPU", 0), nodes)
