@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from upl_ray.config import Config
 from upl_ray.predict_config import Predict
-from upl_ray.section import ConfigError, JobError, Section, sentence
+from upl_ray.section import ConfigError, JobError, Section, sentence, storage_fails
 
 Job = TypeVar("Job", bound=Section)
 
@@ -46,9 +46,10 @@ def run_job(job: Callable[[], int]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
-        print(json.dumps({"status": "failed", "error": str(error)}))
+    except (JobError, OSError) as error:
+        told = str(error) if isinstance(error, JobError) else storage_fails(error)
+        print(f"error: {told}", file=sys.stderr)
+        print(json.dumps({"status": "failed", "error": told}))
         return 1
     except KeyboardInterrupt:
         told = "stopped by a signal; what is finished stays in storage, and the same command goes on from there"

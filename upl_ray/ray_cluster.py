@@ -18,6 +18,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from upl_ray.config import Compute, JobError
 from upl_ray.integrity import Damaged
 from upl_ray.progress import Laps
+from upl_ray.section import storage_fails
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +118,18 @@ class RayCluster:
 
 
 def job_error_in(error: BaseException) -> str:
-    """The sentence of a JobError that a task or an actor raised, or else nothing: it survives as text only."""
-    found = re.search(rf"^\S*\b(?:{JobError.__name__}|{Damaged.__name__}): (.+)$", str(error), re.MULTILINE)
-    return found[1] if found and not isinstance(error, JobError) else ""
+    """The sentence of a JobError that a task or an actor raised, or one about its OSError, or else nothing.
+
+    Other processes' exceptions survive as text only.
+    """
+    if isinstance(error, JobError):
+        return ""
+    if found := re.search(rf"^\S*\b(?:{JobError.__name__}|{Damaged.__name__}): (.+)$", str(error), re.MULTILINE):
+        return found[1]
+    found = re.search(
+        r"^\S*\b(?:OSError|PermissionError|ConnectionError|TimeoutError): (.+)$", str(error), re.MULTILINE
+    )
+    return storage_fails(found[1]) if found else ""
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,8 @@
-"""The bytes of listed images, wherever they lie: in files of their own, in tar archives or in Parquet files."""
+"""The bytes of listed images, wherever they lie: in files of their own, in tar archives or in Parquet files.
+
+What is said about an image's own bytes is a reason to reject it, and stays. What is said about access to it, a refused
+permission or a storage that does not answer, says nothing about the image: it stops the job, to be run again.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ import pyarrow.fs as pafs
 
 from upl_ray import archives
 from upl_ray.artifacts import IO_THREADS, open_filesystem
+from upl_ray.section import JobError
+from upl_ray.sources import first_line
 
 MISSING = "missing file"
 
@@ -20,11 +26,31 @@ def read_images(root: str, listing: pa.Table) -> list[bytes | str]:
     """Bytes of the images in rows of `schema.LISTING`, in order; a reason instead where one cannot be had.
 
     Raises:
-        OSError: the storage does not answer; that says nothing about the image, so the job fails, to be run again.
-        RuntimeError: none of the files is there, so it is the folder that is missing on this machine; or an archive is
-            not the one that was listed.
+        JobError: an image may not be read, or the storage does not answer; none of the files is there, so it is the
+            folder that is missing on this machine; or an archive is not the one that was listed.
     """
     rows = listing.to_pylist()
+    try:
+        found = _read_rows(root, rows)
+    except PermissionError as error:
+        raise JobError(
+            f"There is no permission to read all images under {root} ({error}); grant it or remove what shall not be "
+            f"read, and run the job again."
+        ) from None
+    except OSError as error:
+        raise JobError(
+            f"Images under {root} cannot be read now ({first_line(error)}); what is finished stays in storage, so run "
+            f"the job again."
+        ) from None
+    if rows and all(f == MISSING for f in found):
+        raise JobError(
+            f"None of {len(found)} listed images is found under {root} on this machine, for example "
+            f"{rows[0]['image_id']}; every node must reach the same folder."
+        )
+    return found
+
+
+def _read_rows(root: str, rows: list[dict[str, Any]]) -> list[bytes | str]:
     found: list[bytes | str] = [MISSING] * len(rows)
     by_archive: dict[str, list[int]] = defaultdict(list)
     alone = []
@@ -39,11 +65,6 @@ def read_images(root: str, listing: pa.Table) -> list[bytes | str]:
     for file, members in by_archive.items():
         for i, data in zip(members, _read_archive(root, file, [rows[i] for i in members]), strict=True):
             found[i] = data
-    if rows and all(f == MISSING for f in found):
-        raise RuntimeError(
-            f"None of {len(found)} listed images is found under {root} on this machine, for example "
-            f"{rows[0]['image_id']}; every node must reach the same folder."
-        )
     return found
 
 
@@ -54,7 +75,7 @@ def _read_archive(root: str, file: str, rows: list[dict[str, Any]]) -> list[byte
         return [MISSING] * len(rows)
     listed = rows[0]["version"]
     if str(info.size) != listed.partition("-")[0]:  # offsets of another version would give other images their names
-        raise RuntimeError(f"{file} under {root} has changed since it was listed; run the job again.")
+        raise JobError(f"{file} under {root} has changed since it was listed; run the job again.")
     if rows[0]["length"] is None:
         return archives.read_parquet(fs, path, [r["offset"] for r in rows])
     return archives.read_tar(fs, path, [(r["offset"], r["length"]) for r in rows])
@@ -67,8 +88,6 @@ def _read_file(root: str, file: str) -> bytes | str:
             return bytes(opened.read(opened.size()))
     except FileNotFoundError:
         return MISSING
-    except PermissionError:
-        return "no permission to read the file"
 
 
 def _address(root: str, file: str) -> tuple[pafs.FileSystem, str]:

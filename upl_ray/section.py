@@ -15,6 +15,12 @@ class JobError(RuntimeError):
     """A job that cannot go on: one sentence with the reason and the remedy; what is finished stays in storage."""
 
 
+def storage_fails(reason: object) -> str:
+    """What a job says that cannot go on for an OSError: a full disk, a storage that does not answer."""
+    line = (str(reason) or type(reason).__name__).splitlines()[0].rstrip(".")
+    return f"A file cannot be read or written ({line}); mend that and run the job again: what is finished stays."
+
+
 def sentence(error: ValidationError, prefix: str = "") -> str:
     """One line for every field that pydantic refused: where, what was given, what is wanted."""
     lines = []
