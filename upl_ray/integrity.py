@@ -23,13 +23,15 @@ DIGITS = 32  # hex digits of a hash in a file name: 128 bits
 
 
 class Damaged(JobError):
-    """A file in storage that is not what was written."""
+    """A file in storage that is not what was written; see `damaged`."""
 
-    def __init__(self, where: str) -> None:
-        super().__init__(
-            f"{where} is damaged: its content is not what was written. Run the job again with `--repair`, which checks "
-            f"all files and makes damaged ones anew."
-        )
+
+def damaged(where: str) -> Damaged:
+    """The error that names the file and the remedy."""
+    return Damaged(
+        f"{where} is damaged: its content is not what was written. Run the job again with `--repair`, which checks all "
+        f"files and makes damaged ones anew."
+    )
 
 
 def sha256(data: bytes) -> str:
@@ -59,7 +61,7 @@ def check(data: bytes, expected: str, where: str) -> bytes:
         Damaged: it does not, or none are expected.
     """
     if not expected or not sha256(data).startswith(expected):
-        raise Damaged(where)
+        raise damaged(where)
     return data
 
 
@@ -78,9 +80,9 @@ def open_json(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = dict(json.loads(data))
     except (ValueError, TypeError):
-        raise Damaged(where) from None
+        raise damaged(where) from None
     if value.pop(KEY, None) != sha256(_canonical(value)):
-        raise Damaged(where)
+        raise damaged(where)
     return value
 
 
@@ -103,9 +105,9 @@ def open_tensors(data: bytes, where: str) -> bytes:
         header, body = _split(data)
         whole = header["__metadata__"][KEY] == _tensor_hash(header, body)
     except (ValueError, TypeError, LookupError, AttributeError):
-        raise Damaged(where) from None
+        raise damaged(where) from None
     if not whole:
-        raise Damaged(where)
+        raise damaged(where)
     return data
 
 

@@ -161,7 +161,7 @@ class Store:
         try:
             return self.read(name)
         except FileNotFoundError:
-            raise integrity.Damaged(self.join(name)) from None
+            raise integrity.damaged(self.join(name)) from None
 
 
 def table_bytes(table: pa.Table) -> bytes:

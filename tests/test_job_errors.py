@@ -1,0 +1,94 @@
+"""Faults that no rerun inside the job cures: it ends with one sentence, and the next run goes on."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from s3_server import S3Server
+from worlds import SHORT, job_config
+
+from upl_ray.command_line import run_job
+from upl_ray.config import JobError
+from upl_ray.corpus import list_corpus
+from upl_ray.integrity import damaged
+from upl_ray.ray_cluster import job_error_in
+from upl_ray.reading import read_images
+from upl_ray.section import storage_fails
+from upl_ray.storage import Store
+
+ROOT = Path(__file__).parent.parent
+
+
+def raised_in_a_task(error: BaseException) -> BaseException:
+    def fail(row: dict[str, Any]) -> dict[str, Any]:
+        raise error
+
+    with pytest.raises(ray.exceptions.RayError) as info:
+        ray.data.from_items([{"x": 1}]).map(fail).take_all()
+    return info.value
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (JobError("No GPU is there; add one."), "No GPU is there; add one."),
+        (damaged("run/x"), str(damaged("run/x"))),
+        (OSError(errno.ENOSPC, "No space left on device"), storage_fails("[Errno 28] No space left on device")),
+        (OSError("AWS Error SLOW_DOWN during PutObject"), storage_fails("AWS Error SLOW_DOWN during PutObject")),
+        (TimeoutError("no answer"), storage_fails("no answer")),
+    ],
+)
+def test_what_a_task_says_becomes_the_jobs_sentence(cluster: None, error: BaseException, sentence: str) -> None:
+    assert job_error_in(raised_in_a_task(error)) == sentence
+
+
+def test_a_mistake_in_the_program_keeps_its_traceback(cluster: None) -> None:
+    assert job_error_in(raised_in_a_task(KeyError("x"))) == ""
+    assert job_error_in(ValueError("x")) == ""
+
+
+def test_a_storage_error_of_the_driver_is_one_sentence_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def job() -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "run/x")
+
+    assert run_job(job) == 1
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert "No space left on device" in told.err
+    assert '"status": "failed"' in told.out
+
+
+def test_images_without_permission_stop_the_job_and_are_no_rejections(s3: S3Server, tmp_path: Path) -> None:
+    """By S3's answer: whoever runs the tests may be root, whom a file's mode does not keep out."""
+    strict = S3Server(tmp_path / "requests", check_credentials=True)
+    try:
+        code = (
+            "import sys, pyarrow as pa; from upl_ray.reading import read_images; from upl_ray.schema import LISTING\n"
+            "row = {n: None for n in LISTING.names} | {'image_id': 'a', 'version': '1-1', 'file': 'a.png'}\n"
+            "try: read_images('s3://bucket/images', pa.Table.from_pylist([row], schema=LISTING))\n"
+            "except Exception as error: print(type(error).__name__, error)"
+        )
+        environment = {**os.environ, **strict.environment(), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    finally:
+        strict.stop()
+    assert done.stdout.startswith("JobError Images under s3://bucket/images cannot be read now"), done.stdout
+    assert done.stdout.rstrip().endswith("run the job again.")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission_stops_the_job(short_world: Path, tmp_path: Path) -> None:
+    config = job_config(short_world, tmp_path / "run", **SHORT)
+    corpus = list_corpus(Store(str(tmp_path / "run")), config.corpus, 100)
+    victim = next(p for p in (short_world / "corpus").rglob("*.png") if p.stat().st_size)
+    victim.chmod(0)
+    try:
+        with pytest.raises(JobError, match="no permission"):
+            read_images(corpus.shards[0].root, corpus.listing(corpus.shards[0]))
+    finally:
+        victim.chmod(0o644)
