@@ -89,11 +89,27 @@ def _file_first(args: list[str], default: Path) -> tuple[Path, list[str]]:
     return (Path(args[0]), args[1:]) if args and not args[0].startswith("-") else (default, args)
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values only, each field once: YAML itself takes the last of two, and aliases can grow without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write the value out", None)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        doubled = next((n for n in names if names.count(n) > 1), None)
+        if doubled is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"{doubled!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path, example: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"The configuration file {str(path)!r} does not exist; name a YAML file such as {example}.")
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(data, dict) or not all(isinstance(k, str) for k in _keys(data)):
@@ -120,7 +136,7 @@ def _spelled_out(args: list[str]) -> Iterator[str]:
     """`--repair` alone means `--repair True`: it is an order, where all other fields are settings."""
     for i, argument in enumerate(args):
         yield argument
-        if argument == "--repair" and args[i + 1 : i + 2] not in (["True"], ["False"]):
+        if argument == "--repair" and all(a.startswith("-") for a in args[i + 1 : i + 2]):
             yield "True"
 
 
