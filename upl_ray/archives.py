@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from upl_ray import schema
 from upl_ray.config import ConfigError
 from upl_ray.images import EXTENSIONS
 from upl_ray.sources import sub_folder
+from upl_ray.storage import open_parquet
 
 BUFFER = 2**20  # bytes of one request while a tar's headers are read
 GAP = 2**18  # a hole between two members up to this is read along: cheaper than another request
@@ -78,7 +78,7 @@ def _label(content: bytes, is_json: bool) -> str | None:
 def index_parquet(fs: pafs.FileSystem, path: str) -> list[Row]:
     """The rows of a Parquet file with image bytes; labels from its column `label`, if there is one."""
     with fs.open_input_file(path) as file:
-        parquet = pq.ParquetFile(file)
+        parquet = open_parquet(file, path)
         column = next((c for c in LABEL_COLUMNS if c in parquet.schema_arrow.names), None)
         rows = parquet.metadata.num_rows
         labels = parquet.read([column])[column].to_pylist() if column else [None] * rows
@@ -128,7 +128,7 @@ def read_parquet(fs: pafs.FileSystem, path: str, rows: Sequence[int]) -> list[by
     found: dict[int, bytes | str] = {}
     wanted = set(rows)
     with fs.open_input_file(path) as file:
-        parquet = pq.ParquetFile(file)
+        parquet = open_parquet(file, path)
         column = bytes_column(parquet.schema_arrow)
         assert column is not None, f"{path} has no column of image bytes any more"
         first = 0

@@ -19,13 +19,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from upl_ray import integrity
 from upl_ray.storage import IO_THREADS as IO_THREADS
 from upl_ray.storage import Store as Store
 from upl_ray.storage import open_filesystem as open_filesystem
 from upl_ray.storage import open_fsspec as open_fsspec
+from upl_ray.storage import open_parquet
 from upl_ray.storage import table_bytes as table_bytes
 
 
@@ -100,7 +100,7 @@ class Artifact:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A table that the manifest names in `files`."""
-        return pq.read_table(pa.BufferReader(self.read_file(name)), columns=columns)
+        return open_parquet(pa.BufferReader(self.read_file(name)), self.store.join(self.name(name))).read(columns)
 
     def committed(self) -> set[str]:
         """Ids of the shards whose work is done."""

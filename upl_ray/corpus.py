@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from upl_ray import archives, schema, sources
 from upl_ray.artifacts import IO_THREADS, Artifact, Store, fingerprint, open_filesystem
@@ -23,6 +22,7 @@ from upl_ray.config import ConfigError, Source
 from upl_ray.demo import locate
 from upl_ray.manifests import URI_COLUMNS, Named, read_manifest
 from upl_ray.sources import Found
+from upl_ray.storage import open_parquet
 
 VERSION = 2  # raise when the same source lists other images
 
@@ -214,7 +214,7 @@ class _Listing:
         """
         fs, root = open_filesystem(found.root)
         with fs.open_input_file(f"{root}/{min(found.files)}") as file:
-            columns = pq.ParquetFile(file).schema_arrow
+            columns = open_parquet(file, min(found.files)).schema_arrow
         if archives.bytes_column(columns):
             return False
         if not set(columns.names) & set(URI_COLUMNS):

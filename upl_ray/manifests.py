@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from upl_ray.archives import LABEL_COLUMNS
 from upl_ray.config import ConfigError
+from upl_ray.storage import open_parquet
 
 URI_COLUMNS = ("uri", "url", "path", "image", "image_path", "filepath", "filename", "file_name", "file")
 ID_COLUMNS = ("image_id", "id", "key")
@@ -68,8 +68,9 @@ def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
     with fs.open_input_file(path) as file:
         if path.endswith(".parquet"):
             columns = [*URI_COLUMNS, *ID_COLUMNS, *VERSION_COLUMNS, *LABEL_COLUMNS]
-            names = pq.ParquetFile(file).schema_arrow.names
-            rows: list[dict[str, Any]] = pq.read_table(file, columns=[c for c in columns if c in names]).to_pylist()
+            parquet = open_parquet(file, path)
+            names = parquet.schema_arrow.names
+            rows: list[dict[str, Any]] = parquet.read([c for c in columns if c in names]).to_pylist()
             return rows
         text = file.read().decode()
     if path.endswith(".csv"):

@@ -20,9 +20,12 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from upl_ray import integrity
+from upl_ray.section import ConfigError
 
 IO_THREADS = 16  # requests in flight when many small files are read; object stores answer in 10-50 ms each
 URI_CHARACTERS = "%:/?@!$&'()*+,;=~"  # what may stand in a URI as it is; pyarrow refuses blanks and umlauts
+# What the names of Ray's Arrow types begin with: plain, and in base64 from each of the three places in a group.
+RAY_TYPES = (b"ray.data.", b"cmF5LmRhdGEu", b"JheS5kYXRhL", b"yYXkuZGF0YS")
 S3_RETRIES = 8  # of a request that S3 refuses for now; the pauses double from 25 ms to 3.2 s: 6.4 s in all
 
 
@@ -127,7 +130,7 @@ class Store:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file as a table."""
-        return pq.read_table(pa.BufferReader(self.read(name)), columns=columns)
+        return open_parquet(pa.BufferReader(self.read(name)), self.join(name)).read(columns)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a table as Parquet, atomically."""
@@ -146,7 +149,7 @@ class Store:
         Raises:
             Damaged: its content is not what was written, or it is gone.
         """
-        return pq.read_table(pa.BufferReader(self.check_hashed(name)), columns=columns)
+        return open_parquet(pa.BufferReader(self.check_hashed(name)), self.join(name)).read(columns)
 
     def check_hashed(self, name: str) -> bytes:
         """The content of such a file; raises as `read_hashed`."""
@@ -162,6 +165,27 @@ class Store:
             return self.read(name)
         except FileNotFoundError:
             raise integrity.damaged(self.join(name)) from None
+
+
+def open_parquet(source: pa.NativeFile, where: str) -> pq.ParquetFile:
+    """A Parquet file of plain Arrow types.
+
+    Ray registers Arrow types whose metadata it unpickles as soon as a file that claims to hold one is opened, even for
+    its metadata alone. So the claim is looked for in the footer, where Arrow's schema is text in base64, before Arrow
+    sees it.
+
+    Raises:
+        ConfigError: the file claims to hold a type of Ray's.
+    """
+    size = source.size()
+    source.seek(max(0, size - 8))
+    length = int.from_bytes(source.read(4), "little")
+    source.seek(max(0, size - 8 - length))
+    footer = source.read(length)
+    if any(text in footer for text in RAY_TYPES):
+        raise ConfigError(f"{where} holds a column of Ray's own types, which may carry code; write plain columns.")
+    source.seek(0)
+    return pq.ParquetFile(source)
 
 
 def table_bytes(table: pa.Table) -> bytes:
