@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from worlds import committed_rows, folders
 
+from upl_ray import integrity
 from upl_ray.artifacts import Artifact, Store
 from upl_ray.command_line import load_predict
 from upl_ray.config import ConfigError, JobError, Source
@@ -130,7 +131,8 @@ def test_an_alert_can_be_an_exit_status(short_run: dict[str, Any], short_world: 
     manifest = json.loads((predictions / "manifest.json").read_text())
     drift = {"images": 200, "class_shift": 0.9, "class_shift_by_chance": 0.1, "confidence_rise": 0, "rejected_rise": 0}
     manifest["growth"] = {"time": "2026-01-01T00:00:00+00:00", "figures": {"images": 200}, "drift": drift}
-    (predictions / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["sha256"]
+    (predictions / "manifest.json").write_bytes(integrity.seal_json(manifest))
     command = [
         sys.executable,
         "jobs/predict.py",
