@@ -170,9 +170,9 @@ class Store:
 def open_parquet(source: pa.NativeFile, where: str) -> pq.ParquetFile:
     """A Parquet file of plain Arrow types.
 
-    Ray registers Arrow types whose metadata it unpickles as soon as a file that claims to hold one is opened, even for
-    its metadata alone. So the claim is looked for in the footer, where Arrow's schema is text in base64, before Arrow
-    sees it.
+    Ray registers Arrow types that unpickle: values of one when they are read, and, where the environment allows old
+    files, the metadata of others as soon as a file that claims to hold one is opened. So the claim is looked for in the
+    footer, where Arrow's schema is text in base64, before Arrow sees it.
 
     Raises:
         ConfigError: the file claims to hold a type of Ray's.
