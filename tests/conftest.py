@@ -10,6 +10,7 @@ import pytest
 import ray
 import safetensors.torch
 import torch
+from faulty_proxy import FaultyProxy
 from s3_server import S3Server
 from worlds import SHORT, digit_world, job_config
 
@@ -95,7 +96,17 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def cluster(s3: S3Server) -> Iterator[None]:
+def proxy(s3: S3Server) -> Iterator[FaultyProxy]:
+    """What stands between S3 and the workers of `cluster`: transparent until a test gives it rules."""
+    server = FaultyProxy(s3.endpoint)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster(proxy: FaultyProxy) -> Iterator[None]:
     """A real Ray cluster of this machine, with four CPU slots however many cores there are."""
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield

@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self._answer(body, fault)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
