@@ -126,10 +126,12 @@ def scene(
     run_nightly(nightly_job(short_world, main, nightly, SHORT["compute"]))
     matrix = Matrix()
     yield Scene(short_world, main, nightly, s3, s3.create_bucket(), matrix)
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    terminal.ensure_newline()
-    for line in matrix.lines():
-        terminal.write_line(line)
+    plugins = request.config.pluginmanager
+    terminal, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        terminal.ensure_newline()
+        for line in matrix.lines():
+            terminal.write_line(line)
 
 
 @pytest.mark.parametrize(("step", "victim"), KILLS)
