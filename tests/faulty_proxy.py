@@ -82,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
     """Forwards one request after another of a connection."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer's headers leave together
+    disable_nagle_algorithm = True  # or each small answer would wait for the last one to be acknowledged
     proxy: FaultyProxy
     upstream: str
 
