@@ -2,7 +2,8 @@
 #
 #   make demo           install, then run the main job on the embedded demo (ARGS="--train.epochs 10" adds overrides)
 #   make test           install with the developers' tools, then run the test suite (ARGS="-k top_k -x")
-#   make test-slow      the longer tests: jobs that are killed, lost nodes, time-outs, comparisons
+#   make test-slow      the longer tests: the matrix of faults, lost nodes, time-outs, comparisons
+#   make test-faults    a hundred random kills in jobs that must end as if nothing had happened
 #   make lint           ruff and mypy
 #   make bench          the benchmarks (benchmarks/README.md), each with one line of JSON
 #   make demo-weights   train the demo's backbones again
@@ -12,7 +13,7 @@
 # PYTHON=/path/to/python chooses the interpreter; VENV=folder another place for the environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench demo-weights constraints clean
+.PHONY: help demo test test-slow test-faults lint bench demo-weights constraints clean
 .DELETE_ON_ERROR:
 
 VENV ?= .venv
@@ -34,10 +35,13 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python jobs/upl.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not slow and not faults" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+test-faults: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest -m faults -s $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

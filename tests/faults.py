@@ -114,7 +114,7 @@ def attempt(config: Config | Predict) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def driver(config: Config | Predict, folder: Path) -> subprocess.Popen[bytes]:
+def driver(config: Config | Predict, folder: Path, **environment: str) -> subprocess.Popen[bytes]:
     """A job as a process of its own; its log lies in the folder."""
     folder.mkdir(exist_ok=True)
     (folder / "job.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -123,7 +123,7 @@ def driver(config: Config | Predict, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, script, str(folder / "job.yaml")],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdout=log,
             stderr=log,
         )

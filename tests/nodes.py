@@ -1,7 +1,7 @@
 """A cluster of a head that runs no work and two worker nodes, in a process of its own; see test_nodes.py.
 
 Prints the cluster's address as JSON, then answers each line of its input with a line of JSON: `lose` kills the younger
-worker node, `where` tells on which nodes each kind of task and actor ran. It ends with its input.
+worker node, `gain` adds one, `where` tells on which nodes each kind of task and actor ran. It ends with its input.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def main() -> None:
         if line.strip() == "lose":
             cluster.remove_node(workers.pop(), allow_graceful=False)
             print(json.dumps("lost"), flush=True)
+        elif line.strip() == "gain":
+            workers.append(cluster.add_node(num_cpus=2))
+            print(json.dumps("gained"), flush=True)
         else:
             print(json.dumps(where(f"http://127.0.0.1:{port}")), flush=True)
     cluster.shutdown()

@@ -229,6 +229,21 @@ def test_a_full_disk(scene: Scene, capfd: pytest.CaptureFixture[str], small_disk
     scene.check(Cell("full disk", step, 1), storage, status, capfd.readouterr().err)
 
 
+@pytest.mark.parametrize(("step", "clock"), [("features", "+400d"), ("training", "-400d"), ("training", "+400d")])
+def test_a_clock_that_jumps(scene: Scene, tmp_path: Path, step: str, clock: str) -> None:
+    """A job on a Ray cluster of its own, all in another year, is killed; the next one has today's clock."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None:
+        pytest.skip("a clock that jumps needs faketime (a Debian package)")
+    storage = lacking(step, scene.finished(step), tmp_path / "storage")
+    faked = {"LD_PRELOAD": str(library), "FAKETIME": clock, "NO_FAKE_STAT": "1"}  # files keep their times
+    job = driver(scene.config(step, storage), tmp_path / "job", **faked)
+    wait_for(job, tmp_path / "job", lambda: any(storage.glob(FIRST[step])))
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    scene.check(Cell(f"clock {clock}, then killed", step, 1), storage, 0, "")
+
+
 @pytest.mark.parametrize("step", ["features", "selection", "training", "predictions"])
 def test_half_written_files(scene: Scene, tmp_path: Path, step: str) -> None:
     """Uploads that never completed and temporary files of a killed writer are nothing to a reader."""
