@@ -8,12 +8,14 @@ import subprocess
 import sys
 import warnings
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from upl_ray.images import EXTENSIONS, Geometry, Rejected, center_crop, decode
+from upl_ray.config import Label
+from upl_ray.images import EXTENSIONS, MAX_PIXELS, Geometry, Rejected, center_crop, decode
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 GEOMETRY = Geometry(32, 32)
@@ -168,3 +170,20 @@ def test_a_strip_of_20000_pixels_does_not_need_gigabytes() -> None:
     )
     answer = done.stdout.decode().strip()
     assert answer == "(224, 224, 3)" or ("aspect" in answer or "long" in answer or "pixels" in answer), answer
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_lower_limit_of_pixels_refuses_before_decoding(format: str) -> None:
+    data = encoded(format, size=(50, 40))
+    assert decode(data, 2000).size == (50, 40)
+    with pytest.raises(Rejected, match=r"^more than 1999 pixels$"):
+        decode(data, 1999)
+    header = data[: len(data) // 2]  # the rest is not looked at
+    if format in ("JPEG", "PNG", "GIF", "BMP"):
+        with pytest.raises(Rejected, match=r"^more than 1999 pixels$"):
+            decode(header, 1999)
+
+
+def test_a_lower_limit_makes_other_features() -> None:
+    assert GEOMETRY.key == replace(GEOMETRY, max_pixels=MAX_PIXELS).key != replace(GEOMETRY, max_pixels=10**6).key
+    assert Label().max_pixels == MAX_PIXELS

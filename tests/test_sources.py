@@ -63,6 +63,19 @@ def read_all(corpus: Corpus) -> dict[str, bytes | str]:
     return found
 
 
+@pytest.mark.parametrize("form", ["files", "tar"])
+def test_a_file_above_the_limit_is_not_read(tmp_path: Path, form: str) -> None:
+    small, large = b"1" * 100, b"2" * 101
+    members = {"a.jpg": small, "b.jpg": large, "c.jpg": small}
+    if form == "tar":
+        write_tar(tmp_path / "shards" / "0.tar", members)
+    else:
+        write_files(tmp_path / "shards", members)
+    corpus = listed(tmp_path, tmp_path / "shards")
+    found = read_images(corpus.shards[0].root, corpus.listing(corpus.shards[0]), max_bytes=100)
+    assert found == [small, "more than 100 bytes", small]
+
+
 def labels(corpus: Corpus) -> dict[str, str | None]:
     return {i: label for shard in corpus.shards for i, label in corpus.labels(shard).items()}
 

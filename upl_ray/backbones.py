@@ -21,7 +21,7 @@ from safetensors import safe_open
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Backbone, ConfigError
 from upl_ray.demo import locate
-from upl_ray.images import Geometry
+from upl_ray.images import MAX_PIXELS, Geometry
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ def _named_weights(backbone: Backbone) -> tuple[str, Path, dict[str, Any], dict[
     return model, Path(weights), model_cfg, tag_cfg
 
 
-def resolve(backbone: Backbone) -> ClipSpec:
-    """Find, hash and check a backbone without loading it.
+def resolve(backbone: Backbone, max_pixels: int = MAX_PIXELS) -> ClipSpec:
+    """Find, hash and check a backbone without loading it; it is to see images of so many pixels at most.
 
     Raises:
         ConfigError: see `find_weights`; or weights and activation function do not fit.
@@ -91,13 +91,13 @@ def resolve(backbone: Backbone) -> ClipSpec:
     preprocess = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), published))
     size = model_cfg["vision_cfg"].get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
-    geometry = Geometry(height, width, preprocess.interpolation, preprocess.resize_mode, preprocess.fill_color)
+    how = (preprocess.interpolation, preprocess.resize_mode, preprocess.fill_color)
     return ClipSpec(
         backbone=_absolute(backbone),
         source=source,
         weights_sha256=sha256(weights),
         model_cfg=json.dumps(model_cfg, sort_keys=True),
-        geometry=geometry,
+        geometry=Geometry(height, width, *how, max_pixels),
         mean=_rgb(preprocess.mean),
         std=_rgb(preprocess.std),
         quick_gelu=_quick_gelu(backbone, model_cfg, published),

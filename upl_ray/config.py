@@ -104,9 +104,8 @@ class Label(Section):
     """Pseudo-labels (paper, section 3.2)."""
 
     top_k: int = Field(16, ge=1, description="Most confident images kept for each class [images]; paper: 16.")
-    max_rejected: float = Field(
-        0.01, ge=0, le=1, description="Share of unreadable images above which the job stops [0-1]; ours."
-    )
+    max_rejected: float = Field(0.01, ge=0, le=1, description="Share of unreadable images that stops the job [0-1].")
+    max_pixels: int = Field(178_956_970, ge=1, le=178_956_970, description="Larger images are rejected [pixels].")
 
 
 class Views(Section):

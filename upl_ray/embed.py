@@ -144,11 +144,13 @@ def decode_chunk(root: str, listing: pa.Table, geometries: list[Geometry], gone:
     reasons = [MISSING if i in gone else "" for i in image_ids]
     pixels = {g.key: np.zeros((len(image_ids), g.height, g.width, 3), np.uint8) for g in geometries}
     there = [i for i, reason in enumerate(reasons) if not reason]
-    for i, data in zip(there, read_images(root, listing.take(pa.array(there, pa.int64()))), strict=True):
+    limits = max(geometries, key=lambda g: g.max_pixels)
+    found = read_images(root, listing.take(pa.array(there, pa.int64())), limits.max_bytes)
+    for i, data in zip(there, found, strict=True):
         try:
             if isinstance(data, str):
                 raise images.Rejected(data)
-            image = images.decode(data)
+            image = images.decode(data, limits.max_pixels)
             crops = {g.key: images.center_crop(image, g) for g in geometries}
         except images.Rejected as error:
             reasons[i] = str(error)

@@ -20,6 +20,7 @@ Crop = npt.NDArray[np.uint8]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 178_956_970  # twice PIL's warning limit: the size at which PIL itself refuses, as a decompression bomb
+BYTES_OF_PIXEL = 16  # of the widest format, four floats; a file with more for each pixel that it may have is no image
 CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop: torchvision's default, which CoOp uses
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # not PIL's others, some of which run programs
@@ -53,13 +54,21 @@ class Geometry:
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
     fill_color: int = 0
+    max_pixels: int = MAX_PIXELS
 
     @property
     def key(self) -> str:
         """Name of the pixel column; models that share it share the decoded crop."""
         mode = "" if (self.resize_mode, self.interpolation) == ("shortest", "bicubic") else f"_{self.resize_mode}"
         mode += str(self.fill_color) if self.resize_mode == "longest" else ""
-        return f"pixels_{self.height}x{self.width}{mode}{'_bilinear' if self.interpolation == 'bilinear' else ''}"
+        mode += "_bilinear" if self.interpolation == "bilinear" else ""
+        most = f"_{self.max_pixels}" if self.max_pixels != MAX_PIXELS else ""
+        return f"pixels_{self.height}x{self.width}{mode}{most}"
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of the largest file that is read at all."""
+        return BYTES_OF_PIXEL * self.max_pixels + 2**20
 
     @property
     def resample(self) -> Image.Resampling:
@@ -67,21 +76,23 @@ class Geometry:
         return Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open and fully load an image in its own mode (first frame of an animation).
 
     Raises:
-        Rejected: empty, not an image, truncated, damaged, or with more than MAX_PIXELS pixels.
+        Rejected: empty, not an image, truncated, damaged, or with more than `max_pixels` pixels.
     """
     if not data:
         raise Rejected("empty file")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise Rejected(f"more than {MAX_PIXELS} pixels") from None
+        raise Rejected(f"more than {max_pixels} pixels") from None
     except DECODE_ERRORS as error:
         kind = "not an image" if isinstance(error, UnidentifiedImageError) else "damaged image"
         raise Rejected(f"{kind}: {_first_line(error)}") from None
+    if image.width * image.height > max_pixels:
+        raise Rejected(f"more than {max_pixels} pixels")
     try:
         image.load()
     except DECODE_ERRORS as error:

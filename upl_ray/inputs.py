@@ -69,7 +69,7 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     validates = validation and config.validation.uris
     held_out = list_corpus(store, config.validation, config.compute.shard_size) if validates else None
     classnames = classnames or folder_names(corpus)
-    specs = {b.label: resolve(b) for b in config.backbones}
+    specs = {b.label: resolve(b, config.label.max_pixels) for b in config.backbones}
     tokenizer = load_tokenizer(specs[config.target_backbone.label].source)
     prompt_tokens(tokenizer, classnames, config.train.n_ctx, config.train.class_position)  # names must fit
     for spec in specs.values():

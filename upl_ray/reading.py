@@ -16,14 +16,17 @@ import pyarrow.fs as pafs
 
 from upl_ray import archives
 from upl_ray.artifacts import IO_THREADS, open_filesystem
+from upl_ray.images import Geometry
 from upl_ray.section import JobError
 from upl_ray.sources import first_line
 
 MISSING = "missing file"
 
 
-def read_images(root: str, listing: pa.Table) -> list[bytes | str]:
+def read_images(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).max_bytes) -> list[bytes | str]:
     """Bytes of the images in rows of `schema.LISTING`, in order; a reason instead where one cannot be had.
+
+    Files and members of tar archives that are larger than `max_bytes` are not read; Parquet is read by row groups.
 
     Raises:
         JobError: an image may not be read, or the storage does not answer; none of the files is there, so it is the
@@ -31,7 +34,7 @@ def read_images(root: str, listing: pa.Table) -> list[bytes | str]:
     """
     rows = listing.to_pylist()
     try:
-        found = _read_rows(root, rows)
+        found = _read_rows(root, rows, max_bytes)
     except PermissionError as error:
         raise JobError(
             f"There is no permission to read all images under {root} ({error}); grant it or remove what shall not be "
@@ -50,17 +53,19 @@ def read_images(root: str, listing: pa.Table) -> list[bytes | str]:
     return found
 
 
-def _read_rows(root: str, rows: list[dict[str, Any]]) -> list[bytes | str]:
+def _read_rows(root: str, rows: list[dict[str, Any]], max_bytes: int) -> list[bytes | str]:
     found: list[bytes | str] = [MISSING] * len(rows)
     by_archive: dict[str, list[int]] = defaultdict(list)
     alone = []
     for i, row in enumerate(rows):
-        if row["offset"] is None:
+        if (row["length"] or 0) > max_bytes:
+            found[i] = too_large(max_bytes)
+        elif row["offset"] is None:
             alone.append(i)
         else:
             by_archive[row["file"]].append(i)
     with ThreadPoolExecutor(IO_THREADS) as pool:
-        for i, data in zip(alone, pool.map(lambda i: _read_file(root, rows[i]["file"]), alone), strict=True):
+        for i, data in zip(alone, pool.map(lambda i: _read_file(root, rows[i]["file"], max_bytes), alone), strict=True):
             found[i] = data
     for file, members in by_archive.items():
         for i, data in zip(members, _read_archive(root, file, [rows[i] for i in members]), strict=True):
@@ -81,11 +86,17 @@ def _read_archive(root: str, file: str, rows: list[dict[str, Any]]) -> list[byte
     return archives.read_tar(fs, path, [(r["offset"], r["length"]) for r in rows])
 
 
-def _read_file(root: str, file: str) -> bytes | str:
+def too_large(max_bytes: int) -> str:
+    """Why a file is not read."""
+    return f"more than {max_bytes} bytes"
+
+
+def _read_file(root: str, file: str, max_bytes: int) -> bytes | str:
     fs, path = _address(root, file)
     try:
         with fs.open_input_file(path) as opened:  # its size is known: one request, not one for each 256 KiB
-            return bytes(opened.read(opened.size()))
+            size = opened.size()
+            return bytes(opened.read(size)) if size <= max_bytes else too_large(max_bytes)
     except FileNotFoundError:
         return MISSING
 
