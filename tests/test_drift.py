@@ -1,5 +1,8 @@
 """Drift figures against naive loops and simulation."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -60,34 +63,55 @@ def test_the_class_shift_is_the_share_that_must_move() -> None:
     assert drift.class_shift(np.array([1.0, 0]), np.array([0, 1.0])) == 1
 
 
-@pytest.mark.parametrize("images", [30, 300, 3000])
-@pytest.mark.parametrize("shares", [[0.25] * 4, [0.97, 0.01, 0.01, 0.01], [0.002] * 500])
-def test_the_shift_by_chance_is_what_samples_of_the_same_world_show(images: int, shares: list[float]) -> None:
-    rng = np.random.default_rng(1)
-    draws = [(rng.multinomial(images, shares) / images, rng.multinomial(5000, shares) / 5000) for _ in range(200)]
-    seen = np.mean([drift.class_shift(new, old) for new, old in draws])
-    expected = drift.shift_by_chance(np.array(shares), images, 5000)
-    assert seen == pytest.approx(expected, rel=0.12, abs=0.01)
+@pytest.mark.parametrize("n_new", [1, 3, 20])
+def test_the_shifts_by_chance_are_those_of_all_ways_to_choose_the_new_images(n_new: int) -> None:
+    """Two classes, 30 ants and 10 bees: `ants` of the new ones are ants with hypergeometric probability."""
+    ways = {a: math.comb(30, a) * math.comb(10, n_new - a) / math.comb(40, n_new) for a in range(n_new + 1)}
+    expected = sum(chance * abs(a / n_new - (30 - a) / (40 - n_new)) for a, chance in ways.items())
+    drawn = drift.shifts_by_chance(np.array([30, 10]), n_new, draws=20_000)
+    assert drawn.mean() == pytest.approx(expected, abs=0.005)
+    assert (np.diff(drawn) >= 0).all()
 
 
-def test_samples_of_the_same_world_raise_no_alert_and_of_another_world_do() -> None:
-    rng, shares = np.random.default_rng(2), [0.7, 0.1, 0.1, 0.1]
+def test_more_images_than_numpy_draws_from_are_compared() -> None:
+    assert drift.shifts_by_chance(np.array([3 * 10**9, 10**9]), 1000).max() < 0.1
+
+
+@pytest.mark.parametrize("classes", [4, 1000])
+def test_samples_of_the_same_world_raise_no_alert_and_of_another_world_do(classes: int) -> None:
+    rng = np.random.default_rng(2)
+    names = tuple(map(str, range(classes)))
+    shares = [0.7, *[0.3 / (classes - 1)] * (classes - 1)] if classes == 4 else [1 / classes] * classes
+    others = shares[::-1] if classes == 4 else [0.1] * 10 + [0] * (classes - 10)
     old = made_up(rng, 10_000, shares)
-    same = [drift.alerts(drift.compare(made_up(rng, 150, shares), old, NAMES), Drift()) for _ in range(100)]
-    other = [drift.alerts(drift.compare(made_up(rng, 150, shares[::-1]), old, NAMES), Drift()) for _ in range(100)]
+    same = [found(drift.compare(made_up(rng, 150, shares), old, names)) for _ in range(20)]
+    other = [found(drift.compare(made_up(rng, 150, others), old, names)) for _ in range(20)]
     assert not any(same)
     assert all("other classes" in a[0] for a in other)
 
 
-def test_each_limit_has_its_own_alert_and_few_images_have_none() -> None:
+def test_too_few_images_for_so_many_classes_are_said_to_be_blind() -> None:
+    rng = np.random.default_rng(4)
+    shares, names = [0.001] * 1000, tuple(map(str, range(1000)))
+    old = made_up(rng, 10_000, shares)
+    few, many = (drift.compare(made_up(rng, n, shares), old, names) for n in (1, 3000))
+    assert few["class_shift_visible"] > 0.5
+    assert "% cannot be told from chance" in str(drift.blind(few, Drift(min_images=1)))
+    assert 0 < many["class_shift_visible"] < 0.1
+    assert drift.blind(many, Drift()) is None
+
+
+def found(compared: dict[str, Any], **limits: Any) -> list[str]:
+    return drift.alerts(compared, 0, 0, Drift(**limits))
+
+
+def test_each_limit_has_its_own_alert() -> None:
     rng = np.random.default_rng(3)
     old, new = made_up(rng, 1000, [0.25] * 4), made_up(rng, 1000, [0.25] * 4)
-    worse = new | {"confidence": 0.3 * 1000, "rejected": 100}
-    found = drift.alerts(drift.compare(worse, old, NAMES), Drift())
-    assert [a.split(";")[1].split()[0] for a in found] == ["drift.max_confidence_drop", "drift.max_rejected_rise"]
-    assert drift.alerts(drift.compare(worse, old, NAMES), Drift(min_images=1001)) == []
-    lenient = Drift(max_confidence_drop=0.3, max_rejected_rise=0.2)
-    assert drift.alerts(drift.compare(worse, old, NAMES), lenient) == []
+    worse = drift.compare(new | {"confidence": 0.3 * 1000, "rejected": 100}, old, NAMES)
+    fields = [a.split(";")[1].split()[0] for a in found(worse)]
+    assert fields == ["drift.max_rejected_rise", "drift.max_confidence_drop"]
+    assert found(worse, max_confidence_drop=0.3, max_rejected_rise=0.2) == []
 
 
 def test_the_classes_that_changed_most_are_named() -> None:

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from worlds import committed_rows, folders
 
@@ -63,6 +66,7 @@ def test_a_growing_folder_costs_its_new_images_and_drift_is_an_alert(
     assert any("max_class_shift is 0.2" in a for a in grown["alerts"])
     still = run(job(short_run, folder, storage_path=str(storage), drift=limits))
     assert (still["status"], still["new"]) == ("already done", 0)
+    assert json.loads((storage / "predict-run.json").read_text()) == json.loads(json.dumps(still))
     assert still["alerts"] == grown["alerts"]  # a scheduler that missed it sees it again
     assert len(list(Path(grown["predictions"]).glob("growth/*.json"))) == 1
 
@@ -82,6 +86,21 @@ def test_features_that_are_not_kept_are_made_for_new_images_only(
     assert again["status"] == "already done"
     ours, theirs = (committed_rows(s["storage"], Path(s["predictions"]).name) for s in (again, kept))
     assert ours.equals(theirs)
+    gone = sorted(p.relative_to(folder) for p in folder.rglob("*.png"))[3]
+    (dropped,) = (features / "dropped").iterdir()
+    embedded = dropped.stat().st_mtime_ns
+    (folder / gone).unlink()
+    less = run(job(short_run, folder, **fields))
+    assert (less["images"], less["removed"], less["status"]) == (19, 1, "done")
+    assert dropped.stat().st_mtime_ns == embedded  # no shard was embedded again: the rows that are left were known
+    left = [pq.read_table(f"{less['predictions']}/{part}") for part in parts(less)]
+    assert pa.concat_tables(left).equals(theirs.filter(pc.field("image_id") != str(gone)))
+
+
+def parts(summary: dict[str, Any]) -> list[str]:
+    manifest = json.loads((Path(summary["predictions"]) / "manifest.json").read_text())
+    found: list[str] = manifest["parts"]
+    return found
 
 
 def test_bad_images_above_the_limit_stop_the_job(short_run: dict[str, Any], short_world: Path) -> None:
@@ -129,8 +148,8 @@ def test_an_alert_can_be_an_exit_status(short_run: dict[str, Any], short_world: 
     shutil.copytree(short_run["storage"], tmp_path / "run")
     predictions = tmp_path / "run" / Path(short_run["predictions"]).name
     manifest = json.loads((predictions / "manifest.json").read_text())
-    drift = {"images": 200, "class_shift": 0.9, "class_shift_by_chance": 0.1, "confidence_rise": 0, "rejected_rise": 0}
-    manifest["growth"] = {"time": "2026-01-01T00:00:00+00:00", "figures": {"images": 200}, "drift": drift}
+    shifts = {"class_shift": 0.9, "class_shift_beyond_chance": 0.8, "class_shift_visible": 0.1}
+    manifest["drift"] = {"images": 200, "confidence_rise": 0, "rejected_rise": 0, **shifts}
     del manifest["sha256"]
     (predictions / "manifest.json").write_bytes(integrity.seal_json(manifest))
     command = [

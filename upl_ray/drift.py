@@ -5,7 +5,6 @@ No true labels are needed, and none of these figures is an accuracy. Shapes: C c
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +17,7 @@ from upl_ray.predict_config import Drift
 
 Figures = dict[str, Any]  # images, rejected, classes {index: images}, and sums over images: confidence, agreement
 MOST_CHANGED = 5  # classes that are named
-ENOUGH = 100  # new images that are compared by themselves; fewer wait for more
+SHIFTS = ("class_shift", "class_shift_by_chance", "class_shift_beyond_chance", "class_shift_visible")
 
 
 def figures_of(predictions: pa.Table, listed: int) -> Figures:
@@ -46,23 +45,27 @@ def total(parts: Iterable[Figures]) -> Figures:
     return whole | {"classes": dict(sorted(classes.items(), key=lambda item: int(item[0])))}
 
 
+def listed(figures: Figures) -> int:
+    """Images that there are, readable or not."""
+    return int(figures["images"] + figures["rejected"])
+
+
 def means(figures: Figures) -> dict[str, float]:
     """Mean confidence, mean agreement of the members with their ensemble, and the share of rejected images [0-1]."""
     images = max(figures["images"], 1)
     return {
         "confidence": figures["confidence"] / images,
         "agreement": figures["agreement"] / images,
-        "rejected": figures["rejected"] / max(figures["images"] + figures["rejected"], 1),
+        "rejected": figures["rejected"] / max(listed(figures), 1),
     }
 
 
-def class_shares(figures: Figures, n_classes: int) -> npt.NDArray[np.float64]:
-    """Share of the images that each class got, [C]."""
-    counts = np.zeros(n_classes)
+def class_counts(figures: Figures, n_classes: int) -> npt.NDArray[np.int64]:
+    """Images that each class got, [C]."""
+    counts = np.zeros(n_classes, np.int64)
     for index, images in figures["classes"].items():
         counts[int(index)] = images
-    shares: npt.NDArray[np.float64] = counts / max(counts.sum(), 1)
-    return shares
+    return counts
 
 
 def class_shift(new: npt.NDArray[np.float64], old: npt.NDArray[np.float64]) -> float:
@@ -73,56 +76,104 @@ def class_shift(new: npt.NDArray[np.float64], old: npt.NDArray[np.float64]) -> f
     return float(np.abs(new - old).sum() / 2)
 
 
-def shift_by_chance(shares: npt.NDArray[np.float64], n_new: int, n_old: int) -> float:
-    """The class shift that two samples of this size show on average though nothing has changed.
+def shifts_by_chance(counts: npt.NDArray[np.int64], n_new: int, draws: int = 1000) -> npt.NDArray[np.float64]:
+    """Class shifts if it were chance which images of all, [C] of each class, are the new ones: drawn, sorted, [draws].
 
-    A class' share differs by about normal noise of variance p (1 - p) (1 / n_new + 1 / n_old), of whose absolute value
-    the mean is sqrt(2 / pi) standard deviations; where hardly an image is expected, it is at most 2 p (1 - p).
+    A permutation test. With many classes and few images these shifts are large: 100 images of 1,000 classes never look
+    like 100 others.
     """
-    variance = shares * (1 - shares)
-    noise = np.sqrt(variance * (1 / max(n_new, 1) + 1 / max(n_old, 1)) * 2 / math.pi)
-    return float(np.minimum(noise, 2 * variance).sum() / 2)
+    while counts.sum() >= 10**9:  # NumPy's limit; the shares stay, and so many images hardly move by chance
+        counts, n_new = counts // 2, min(n_new, int(counts.sum()) // 4)
+    rng = np.random.default_rng(0)  # the same figures give the same alerts
+    n_old = counts.sum() - n_new
+    new = (rng.multivariate_hypergeometric(counts, n_new, method="marginals") for _ in range(draws))
+    return np.sort([class_shift(drawn / n_new, (counts - drawn) / n_old) for drawn in new])
 
 
 def compare(new: Figures, old: Figures, classnames: tuple[str, ...]) -> dict[str, Any]:
-    """How the predictions of new images differ from those of all images before."""
-    now, before = (class_shares(f, len(classnames)) for f in (new, old))
-    both = class_shares(total([new, old]), len(classnames))
-    rise = {name: value - means(old)[name] for name, value in means(new).items()}
-    order = np.argsort(-np.abs(now - before), kind="stable")[:MOST_CHANGED]
-    return {
-        "images": new["images"],
-        "class_shift": class_shift(now, before),
-        "class_shift_by_chance": shift_by_chance(both, new["images"], old["images"]),
-        **{f"{name}_rise": value for name, value in rise.items()},
+    """How the predictions of new images differ from those of all images before.
+
+    `class_shift` is raw; `class_shift_beyond_chance` is the part of it that chance does not explain, 0 to 1 as Cohen's
+    kappa scales it, and `class_shift_visible` what it has to exceed to be told from chance (1 in 1,000) at all. These
+    and the rises of means are None where one of the two has no readable image.
+    """
+    now, before = means(new), means(old)
+    rises: dict[str, float | None] = {f"{name}_rise": now[name] - before[name] for name in now}
+    about: dict[str, Any] = {"images": new["images"], "rejected": new["rejected"], **rises}
+    if not new["images"] or not old["images"]:
+        unknown = dict.fromkeys((*SHIFTS, "confidence_rise", "agreement_rise"))
+        return about | unknown | {"most_changed": []}
+    counts, counts_before = (class_counts(f, len(classnames)) for f in (new, old))
+    shares, shares_before = counts / counts.sum(), counts_before / counts_before.sum()
+    chance = shifts_by_chance(counts + counts_before, new["images"])
+    shift, expected = class_shift(shares, shares_before), float(chance.mean())
+    room = max(1 - expected, 1e-9)
+    order = np.argsort(-np.abs(shares - shares_before), kind="stable")[:MOST_CHANGED]
+    return about | {
+        "class_shift": shift,
+        "class_shift_by_chance": expected,
+        "class_shift_beyond_chance": max(0.0, shift - expected) / room,
+        "class_shift_visible": float(np.quantile(chance, 0.999) - expected) / room,
         "most_changed": [
-            {"classname": classnames[c], "share": now[c], "share_before": before[c]}
+            {"classname": classnames[c], "share": shares[c], "share_before": shares_before[c]}
             for c in order
-            if now[c] != before[c]
+            if shares[c] != shares_before[c]
         ],
     }
 
 
-def alerts(drift: dict[str, Any], limits: Drift) -> list[str]:
-    """What is beyond the limits, a sentence each; nothing where there are too few new images to tell."""
-    if drift["images"] < limits.min_images:
-        return []
-    beyond = drift["class_shift"] - drift["class_shift_by_chance"]
+def can_compare(new: Figures, limits: Drift) -> bool:
+    """True if there are enough new images, or enough that could not be read; fewer wait for more to come."""
+    return bool(max(new["images"], new["rejected"]) >= limits.min_images)
+
+
+def blind(drift: dict[str, Any], limits: Drift) -> str | None:
+    """A sentence where a class shift of the configured size could not be told from chance."""
+    visible = drift["class_shift_visible"]
+    if visible is None or visible <= limits.max_class_shift:
+        return None
+    return (
+        f"Among {drift['images']} images, a class shift below {100 * visible:.0f} % cannot be told from chance, though "
+        f"drift.max_class_shift is {limits.max_class_shift}; a larger drift.min_images waits for more."
+    )
+
+
+def alerts(drift: dict[str, Any] | None, removed: int, listed_before: int, limits: Drift) -> list[str]:
+    """What is beyond the limits, a sentence each.
+
+    Args:
+        drift: the newest full comparison (`compare`), if there was one.
+        removed: images that are gone or have changed since the run before.
+        listed_before: how many images there were.
+        limits: the configured ones.
+    """
     found = []
-    if beyond > limits.max_class_shift:
+    if removed > limits.max_removed * listed_before:
         found.append(
-            f"{100 * drift['class_shift']:.1f} % of the new images are in other classes than those before would have "
-            f"been, {100 * drift['class_shift_by_chance']:.1f} % of it by chance; "
-            f"drift.max_class_shift is {limits.max_class_shift}."
+            f"{removed} of {listed_before} images are gone or have changed since the run before; "
+            f"drift.max_removed is {limits.max_removed}."
+        )
+    return found + (_alerts(drift, limits) if drift else [])
+
+
+def _alerts(drift: dict[str, Any], limits: Drift) -> list[str]:
+    found = []
+    if drift["rejected_rise"] > limits.max_rejected_rise:
+        found.append(
+            f"The share of unreadable images is {100 * drift['rejected_rise']:.1f} points higher than before; "
+            f"drift.max_rejected_rise is {limits.max_rejected_rise}."
+        )
+    if drift["class_shift"] is None or drift["images"] < limits.min_images:
+        return found
+    beyond = drift["class_shift_beyond_chance"]
+    if beyond > max(limits.max_class_shift, drift["class_shift_visible"]):
+        found.append(
+            f"{100 * beyond:.1f} % of the new images are in other classes than those before would have been, beyond "
+            f"what chance explains; drift.max_class_shift is {limits.max_class_shift}."
         )
     if -drift["confidence_rise"] > limits.max_confidence_drop:
         found.append(
             f"The mean confidence of the new images is {-drift['confidence_rise']:.3f} lower than before; "
             f"drift.max_confidence_drop is {limits.max_confidence_drop}."
-        )
-    if drift["rejected_rise"] > limits.max_rejected_rise:
-        found.append(
-            f"The share of unreadable images is {100 * drift['rejected_rise']:.1f} points higher than before; "
-            f"drift.max_rejected_rise is {limits.max_rejected_rise}."
         )
     return found

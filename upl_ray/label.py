@@ -60,7 +60,7 @@ def pseudo_label(
     store = artifact.store
     labelers = sorted(labelers, key=lambda s: s.name)  # a fixed order, so that the same labelers sum alike
     inputs = [(feature_artifact(store, s), text_artifact(store, s, classnames, template)) for s in labelers]
-    _each_shard("labels", todo, artifact, lambda shard: (fuse_shard(shard, inputs), {}), compute)
+    _each_shard("labels", todo, artifact, lambda shard: fuse_shard(shard, inputs), compute)
     if artifact.manifest() is None:
         artifact.finish(labelers=[s.name for s in labelers], classnames=list(classnames), template=template)
 
@@ -93,11 +93,13 @@ def predict(todo: list[Shard], artifact: Artifact, classifier: Artifact, spec: C
     """Classify shards from the target's cached features, and commit each with its figures."""
     features = feature_artifact(artifact.store, spec)
 
-    def work(shard: Shard) -> tuple[pa.Table, Facts]:
-        table = predict_shard(shard, features, classifier.uri)
-        return table, {"figures": drift.figures_of(table, shard.rows - len(shard.removed))}
+    def work(shard: Shard) -> pa.Table:
+        return predict_shard(shard, features, classifier.uri)
 
-    _each_shard("predictions", todo, artifact, work, compute)
+    def facts(shard: Shard, table: pa.Table) -> Facts:
+        return {"figures": drift.figures_of(table, shard.rows - len(shard.removed))}
+
+    _each_shard("predictions", todo, artifact, work, compute, facts)
 
 
 _ensemble = lru_cache(maxsize=2)(load_ensemble)  # one task after another in the same process needs the same one
@@ -133,24 +135,32 @@ def unfinished(corpora: list[Corpus], artifact: Artifact) -> list[Shard]:
     return list({s.state: s for c in corpora for s in c.shards if s.state not in done}.values())
 
 
+def without_rows(todo: list[Shard], artifact: Artifact) -> list[Shard]:
+    """Those shards of which not even the rows before some of their images were removed are in storage."""
+    done = artifact.committed()
+    return [s for s in todo if s.id not in done]
+
+
 def _each_shard(
     step: str,
     todo: list[Shard],
     artifact: Artifact,
-    work: Callable[[Shard], tuple[pa.Table, Facts]],
+    work: Callable[[Shard], pa.Table],
     compute: Compute,
+    facts: Callable[[Shard, pa.Table], Facts] = lambda shard, table: {},
 ) -> None:
-    """Do, write and commit shards, a task each; `work` gives a shard's rows and facts for its commit."""
+    """Do, write and commit shards, a task each; `work` gives a shard's rows, `facts` more for its commit."""
     if not todo:
         return
     configure_data(compute)
+    new = {s.id for s in without_rows(todo, artifact)}
 
     def process(row: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(1)
         shard = todo[row["index"]]
-        table, facts = work(shard)
+        table = work(shard) if shard.id in new else _remaining(artifact.read_shard(shard.id), shard)
         part = artifact.write_part(shard.state, table)
-        artifact.commit(shard.state, parts=[part], rows=table.num_rows, **facts)
+        artifact.commit(shard.state, parts=[part], rows=table.num_rows, **facts(shard, table))
         return {"rows": shard.rows}
 
     progress = Progress(step, sum(s.rows for s in todo), "images")
@@ -158,3 +168,8 @@ def _each_shard(
     for row in ray.data.from_items(indices, override_num_blocks=min(len(todo), 4096)).map(process).iter_rows():
         progress.advance(row["rows"])
     progress.finish()
+
+
+def _remaining(table: pa.Table, shard: Shard) -> pa.Table:
+    """The rows of a whole shard without its removed images; no feature is read for them."""
+    return table.filter(pa.array([i not in shard.removed for i in table["image_id"].to_pylist()], pa.bool_()))

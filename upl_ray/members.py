@@ -115,7 +115,9 @@ def read_members(artifact: Artifact, recipe: Train) -> list[dict[str, torch.Tens
 
 
 def finish_members(artifact: Artifact, recipe: Train) -> None:
-    """Store the losses of all members as one table and declare the step done."""
+    """Store the losses of all members as one table and declare the step done, unless it was for as many or more."""
+    if (artifact.manifest() or {"members": 0})["members"] >= recipe.members:
+        return
     rows = [
         {"member": m, "epoch": e, "lr": learning_rate(e, recipe), "loss": loss}
         for m, tensors in enumerate(read_members(artifact, recipe))

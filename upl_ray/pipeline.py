@@ -24,6 +24,7 @@ from upl_ray.forecast import forecast
 from upl_ray.inputs import Inputs, prepare
 from upl_ray.members import read_members, unfinished_members
 from upl_ray.plan import Chain, needed_features, plan_chain, present_features
+from upl_ray.predict_config import Drift
 from upl_ray.predictions import publish
 from upl_ray.preflight import preflight
 from upl_ray.progress import duration
@@ -82,7 +83,7 @@ def run(config: Config) -> dict[str, Any]:
     for chain in chains.values():
         store_words(chain.classifier, inputs.target)
     write_report(inputs.store)
-    log.info("%-12s %s in %s", "job", summary["status"], duration(time.monotonic() - started))
+    log.info("%-12s %s in %s", "job", summary["status"], duration(summary["seconds"]))
     return summary
 
 
@@ -140,17 +141,16 @@ def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str],
     untrained = unfinished_members(chain.members, config.train)
     if untrained:
         cluster.start(chain.members.folder)
-    if untrained or chain.members.manifest() is None:
-        task = train.Task(chain.members, chain.selection, chain.views, target, inputs.classnames, config.train, compute)
-        train.train_members(task)
     else:
         log.info("%-12s already there: %d members of %s", "training", config.train.members, variant)
+    task = train.Task(chain.members, chain.selection, chain.views, target, inputs.classnames, config.train, compute)
+    train.train_members(task)
     _export(inputs, variant, chain)
     unpredicted = label.unfinished(inputs.corpora, chain.predictions)
     if unpredicted:
         cluster.start(chain.predictions.folder)
     label.predict(unpredicted, chain.predictions, chain.classifier, target, compute)
-    publish(chain.predictions, inputs.corpus, rejected, chain.classifier)
+    publish(chain.predictions, inputs.corpus, rejected, chain.classifier, Drift())
 
 
 def _drop(inputs: Inputs) -> None:
@@ -230,7 +230,7 @@ def _score(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, Any]:
         identity = {
             "version": SCORE_VERSION,
             "predictions": chain.predictions.fingerprint,
-            "sources": {n: [c.digest, labels] for n, (c, labels) in sources.items()},
+            "sources": {n: [c.labels_digest, labels] for n, (c, labels) in sources.items()},
         }
         artifact = Artifact(inputs.store, "scores", fingerprint(identity))
         if artifact.manifest() is None:

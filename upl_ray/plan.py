@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from upl_ray.artifacts import Artifact, fingerprint
 from upl_ray.features import feature_artifact, forgotten_shards
 from upl_ray.inputs import Inputs
-from upl_ray.label import pseudo_label_artifact, unfinished
+from upl_ray.label import pseudo_label_artifact, unfinished, without_rows
 from upl_ray.members import member_artifact
 from upl_ray.predictions import prediction_artifact
 from upl_ray.selection import selection_artifact
@@ -69,16 +69,20 @@ def needed_features(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, set[s
         return dict.fromkeys(inputs.specs, everything)
     needed: dict[str, set[str]] = defaultdict(set)
     for variant, chain in chains.items():
-        unlabeled = {s.id for s in unfinished(inputs.corpora, chain.pseudo)}
+        unlabeled, unpredicted = (_unread(inputs, made) for made in (chain.pseudo, chain.predictions))
         for labeler in inputs.labelers(variant):
             needed[labeler.name] |= unlabeled
-        needed[inputs.target.name] |= unlabeled | {s.id for s in unfinished(inputs.corpora, chain.predictions)}
+        needed[inputs.target.name] |= unlabeled | unpredicted
     shards = [s for c in inputs.corpora for s in c.shards]
     for name in needed:
         needed[name] |= forgotten_shards(feature_artifact(inputs.store, inputs.specs[name]), shards)
     if keep == "target":
         needed[inputs.target.name] = everything
     return dict(needed)
+
+
+def _unread(inputs: Inputs, artifact: Artifact) -> set[str]:
+    return {s.id for s in without_rows(unfinished(inputs.corpora, artifact), artifact)}
 
 
 def present_features(inputs: Inputs, needed: dict[str, set[str]]) -> bool:

@@ -68,12 +68,13 @@ def run(job: Predict) -> dict[str, Any]:
         if todo:
             cluster.start("predictions")
         label.predict(todo, inputs.predictions, inputs.classifier, spec, compute)
-    manifest = publish(inputs.predictions, corpus, rejected, inputs.classifier)
+    manifest = publish(inputs.predictions, corpus, rejected, inputs.classifier, job.drift)
     if job.keep_features == "none":
         drop_features(inputs.features, corpus.shards)
-    seconds = time.monotonic() - started
-    summary = summarize(inputs, job, manifest, before) | {"seconds": round(seconds, 1)}
+    seconds = round(time.monotonic() - started, 1)
+    summary = summarize(inputs, job, manifest, before) | {"seconds": seconds}
     summary |= {"status": "done" if cluster.used else "already done", "rejected_by_reason": by_reason(rejected)}
+    inputs.store.write_json("predict-run.json", summary)
     log.info("%-12s %s in %s", "job", summary["status"], duration(seconds))
     return summary
 
@@ -135,7 +136,7 @@ def _needed(inputs: Inputs, todo: list[Shard], job: Predict) -> list[Shard]:
     if job.keep_features != "none":
         return list(inputs.corpus.shards)
     forgotten = forgotten_shards(inputs.features, inputs.corpus.shards)
-    return todo + [s for s in inputs.corpus.shards if s.id in forgotten]
+    return label.without_rows(todo, inputs.predictions) + [s for s in inputs.corpus.shards if s.id in forgotten]
 
 
 def _embed(inputs: Inputs, needed: Iterable[Shard], job: Predict, cluster: RayCluster) -> dict[str, str]:
@@ -153,19 +154,22 @@ def _embed(inputs: Inputs, needed: Iterable[Shard], job: Predict, cluster: RayCl
 
 def summarize(inputs: Inputs, job: Predict, manifest: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """What a program wants to know of a run: places, counts, figures of all images, drift of the newest, alerts."""
-    growth = manifest["growth"]
-    compared = growth and growth["drift"]
-    alerts = drift.alerts(compared, job.drift) if compared else []
+    compared, unchanged = manifest["drift"], manifest == before
+    alerts = drift.alerts(compared, manifest["removed"], manifest["listed_before"], job.drift)
     for alert in alerts:
         log.warning("%-12s %s", "drift", alert)
+    hint = compared and drift.blind(compared, job.drift)
+    if hint:
+        log.info("%-12s %s", "drift", hint)
     return {
         "storage": inputs.store.uri,
         "classifier": inputs.classifier.uri,
         "predictions": inputs.predictions.uri,
         "images": manifest["images"],
-        "new": 0 if manifest == before else manifest["new"],
+        "new": 0 if unchanged else manifest["new"],
+        "removed": 0 if unchanged else manifest["removed"],
         "rejected": manifest["rejected"],
         **{f"mean_{name}": value for name, value in drift.means(manifest["figures"]).items()},
-        "growth": compared and {"time": growth["time"], **compared},
+        "growth": compared,
         "alerts": alerts,
     }

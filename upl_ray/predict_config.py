@@ -13,12 +13,17 @@ from upl_ray.section import Job, Section
 class Drift(Section):
     """When the predictions of new images are so unlike those before that somebody should look."""
 
-    min_images: int = Field(100, ge=1, description="Fewer new images raise no alert [images]; below 100 they add up.")
+    min_images: int = Field(
+        100,
+        ge=1,
+        description="New images, or unreadable ones, to compare at once; fewer wait for more [images].",
+    )
     max_class_shift: float = Field(
         0.1, ge=0, le=1, description="Share of new images in other classes than before, beyond chance [0-1]."
     )
     max_confidence_drop: float = Field(0.05, ge=0, le=1, description="Fall of the mean confidence [0-1].")
     max_rejected_rise: float = Field(0.01, ge=0, le=1, description="Rise of the share of unreadable images [0-1].")
+    max_removed: float = Field(0.1, ge=0, le=1, description="Share of images gone or changed since the last run [0-1].")
     fail: bool = Field(
         False, description="End with status 1 on an alert, for schedulers that see nothing else; all is written first."
     )
@@ -51,4 +56,6 @@ class Predict(Job):
             raise ValueError("classifier is empty; name a classifier's folder, or the storage of a finished run")
         if not self.corpus.uris:
             raise ValueError("corpus.uri is empty; name the folder or prefix of the images")
+        if self.corpus.labels != "none":
+            raise ValueError(f"corpus.labels is {self.corpus.labels!r}, but this job scores nothing; jobs/upl.py does")
         return self

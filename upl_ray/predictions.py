@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,9 +11,10 @@ from upl_ray.artifacts import Artifact, fingerprint
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.corpus import Corpus
 from upl_ray.features import feature_artifact
+from upl_ray.predict_config import Drift
 from upl_ray.rejected import rejected_table
 
-VERSION = 2  # raise when the same features give other predictions, or their commits say other things
+VERSION = 3  # raise when the same features give other predictions, or their commits say other things
 
 
 def prediction_artifact(corpus: Corpus, classifier: Artifact, spec: ClipSpec) -> Artifact:
@@ -22,46 +24,58 @@ def prediction_artifact(corpus: Corpus, classifier: Artifact, spec: ClipSpec) ->
     return Artifact(store, "predictions", fingerprint({"version": VERSION, "upstream": upstream}))
 
 
-def publish(artifact: Artifact, corpus: Corpus, rejected: dict[str, str], classifier: Artifact) -> dict[str, Any]:
+def publish(
+    artifact: Artifact, corpus: Corpus, rejected: dict[str, str], classifier: Artifact, limits: Drift
+) -> dict[str, Any]:
     """Bring the manifest up to date with the committed shards, and return it.
 
-    It lists the files that hold the predictions of the corpus as it is now (`parts`) and says what the newest images
-    look like beside all before (`growth`, see `drift.compare`; None the first time). Every growth also stays in a file
-    of its own. The `rejected` images (id -> reason) are written beside it.
+    It lists the files that hold the predictions of the corpus as it is now (`parts`), the new shards that still wait to
+    be enough for a comparison (`waiting`), and the newest comparison of new images with all before (`drift`, see
+    `drift.compare`; None as long as there was none). Every growth also stays in a file of its own. The `rejected`
+    images (id -> reason) are written beside it.
     """
     states, before = [s.state for s in corpus.shards], artifact.manifest()
     if before and before["shards"] == states and before["rejected"] == len(rejected):
         return before
     commits = artifact.read_commits(states)
-    known = {state.partition("-")[0] for state in before["shards"]} if before else set()
-    pairs = zip(corpus.shards, commits, strict=True)
-    new = drift.total(commit["figures"] for shard, commit in pairs if shard.id not in known)
-    growth = before and before["growth"]
-    if before and new["images"] + new["rejected"]:
-        manifest = classifier.manifest()
-        assert manifest is not None
-        growth = _grow(growth, new, before["figures"], tuple(manifest["classnames"]))
-        artifact.store.write_json(artifact.name(f"growth/{fingerprint(states)}.json"), growth)
+    figures = {shard.id: commit["figures"] for shard, commit in zip(corpus.shards, commits, strict=True)}
+    known = {state.partition("-")[0] for state in before["shards"]} if before else figures.keys()
+    added = figures.keys() - known
+    listed_before = drift.listed(before["figures"]) if before else 0
+    still = drift.listed(drift.total(figures[i] for i in figures.keys() & known))
+    about = _grow(before, figures, added, classifier, limits)
+    if before:
+        artifact.store.write_json(artifact.name(f"growth/{fingerprint(states)}.json"), about)
     files = artifact.write_file("rejected.parquet", rejected_table(rejected))
     return artifact.finish(
         files=files,
         classifier=classifier.folder,
         images=sum(c["rows"] for c in commits),
-        new=new["images"],
+        new=sum(figures[i]["images"] for i in added) if before else drift.total(figures.values())["images"],
+        removed=listed_before - still if before else 0,
+        listed_before=listed_before,
         rejected=len(rejected),
         parts=[part for c in commits for part in c["parts"]],
         shards=states,
-        figures=drift.total(c["figures"] for c in commits),
-        growth=growth,
+        figures=drift.total(figures.values()),
+        **about,
     )
 
 
 def _grow(
-    last: dict[str, Any] | None, new: drift.Figures, old: drift.Figures, names: tuple[str, ...]
+    before: dict[str, Any] | None,
+    figures: dict[str, drift.Figures],
+    added: Set[str],
+    classifier: Artifact,
+    limits: Drift,
 ) -> dict[str, Any]:
-    """The newest images beside all before; few ones wait for more to come, beside what was there before the first."""
-    if last and last["figures"]["images"] < drift.ENOUGH:
-        new, old = drift.total([last["figures"], new]), last["before"]
-    compared = drift.compare(new, old, names) if new["images"] and old["images"] else None
+    """The new shards beside all others, as they are now; too few images wait, and the last comparison stands."""
+    waiting = added | (set(before["waiting"]) & figures.keys() if before else set())
+    new = drift.total(figures[i] for i in sorted(waiting))
+    old = drift.total(figures[i] for i in sorted(figures.keys() - waiting))
+    if not drift.can_compare(new, limits) or not drift.listed(old):
+        return {"waiting": sorted(waiting), "drift": before and before["drift"]}
+    manifest = classifier.manifest()
+    assert manifest is not None
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"time": time, "figures": new, "before": old, "drift": compared}
+    return {"waiting": [], "drift": {"time": time, **drift.compare(new, old, tuple(manifest["classnames"]))}}

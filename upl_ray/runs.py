@@ -149,8 +149,7 @@ def _learn_and_classify(
     if todo:
         task = train.on_this_worker(task)
         train.train_group(task, todo, lambda metrics: None)
-    if task.artifact.manifest() is None:
-        finish_members(task.artifact, task.recipe)
+    finish_members(task.artifact, task.recipe)
     tensors = read_members(task.artifact, task.recipe)
     text_features, ctx = (torch.stack([t[name] for t in tensors]) for name in ("text_features", "ctx"))
     for (count, average), artifact in zip(evaluations, artifacts, strict=True):
