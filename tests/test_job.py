@@ -191,7 +191,7 @@ def test_new_changed_and_removed_images_cost_only_themselves(cluster: None, worl
 def test_too_many_bad_images_stop_the_job_with_their_reasons(first: dict[str, Any], world: Path) -> None:
     config = job_config(world, first["storage"], label={"max_rejected": 0.01})
     with pytest.raises(
-        RuntimeError, match=r"3 of 163 images .* unreadable.*max_rejected = 0.01.*one/empty.png: empty file"
+        RuntimeError, match=r"3 of 163 images .* unreadable.*max_rejected = 0.01.*'one/empty.png': empty file"
     ):
         run(config)
 

@@ -18,7 +18,7 @@ WITH_RAY |= {"ray_cluster", "preflight", "pipeline", "runs"}
 WITHOUT_TORCH = (
     *("config", "schema", "artifacts", "images", "pseudo_labels", "metrics"),
     *("corpus", "sources", "archives", "manifests", "reading", "clip_spec", "progress", "score", "summary"),
-    *("estimate", "speeds", "workload", "section", "footprint", "passes", "trials"),
+    *("estimate", "speeds", "workload", "section", "addresses", "footprint", "passes", "trials"),
     *("predict_config", "command_line", "drift", "predictions", "rejected"),
     *("study_config", "samples", "comparison", "published", "datasets.layouts", "datasets.splits", "datasets.open"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import random
 import tarfile
@@ -193,6 +194,52 @@ def test_a_growing_manifest_adds_only_what_is_new_and_versions_supersede(tmp_pat
     assert [s.id for s in second.shards[: len(first.shards)]] == [s.id for s in first.shards]
 
 
+def test_corrected_labels_and_moved_files_of_a_manifest_are_taken_over_by_the_same_shards(tmp_path: Path) -> None:
+    files = contents(6)
+    write_files(tmp_path, files)
+    write_files(tmp_path / "moved", files)
+    names, about = list(files), {"version": ["1"] * 6, "image_id": list(files)}
+    first = listed(tmp_path, write_manifest(tmp_path / "m", names, ".csv", label=["cat"] * 6, **about))
+    same = listed(tmp_path, write_manifest(tmp_path / "m", names, ".csv", label=["cat"] * 6, **about))
+    assert (same.shards, same.labels_digest) == (first.shards, first.labels_digest)
+    mended = listed(tmp_path, write_manifest(tmp_path / "m", names, ".csv", label=["cat", *["dog"] * 5], **about))
+    assert labels(mended) == {n: "cat" if n == names[0] else "dog" for n in names}
+    assert (mended.digest, mended.added) == (first.digest, 0)
+    assert mended.labels_digest != first.labels_digest
+    elsewhere = [f"moved/{n}" for n in names[:4]]
+    moved = listed(tmp_path, write_manifest(tmp_path / "m", elsewhere, ".csv", **{k: v[:4] for k, v in about.items()}))
+    for name in names:
+        (tmp_path / name).unlink()
+    assert (moved.added, moved.images) == (0, 4)
+    assert read_all(moved) == {n: files[n] for n in names[:4]}
+    assert [s.id for s in moved.shards] == [s.id for s in first.shards]
+
+
+def test_another_file_under_the_same_id_is_another_image_unless_a_version_says_otherwise(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"a", "b.jpg": b"b"})
+    listed(tmp_path, write_manifest(tmp_path / "m", ["a.jpg"], ".csv", image_id=["1"]))
+    changed = listed(tmp_path, write_manifest(tmp_path / "m", ["b.jpg"], ".csv", image_id=["1"]))
+    assert (changed.added, changed.images, read_all(changed)) == (1, 1, {"1": b"b"})
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_a_byte_order_mark_is_no_part_of_a_manifest(tmp_path: Path, suffix: str) -> None:
+    write_files(tmp_path, {"a.jpg": b"a"})
+    manifest = write_manifest(tmp_path / "m", ["a.jpg"], suffix)
+    manifest.write_bytes(b"\xef\xbb\xbf" + manifest.read_bytes())
+    assert read_all(listed(tmp_path, manifest)) == {"a.jpg": b"a"}
+
+
+def test_numbers_with_gaps_are_labels_as_they_were_written(tmp_path: Path) -> None:
+    column = pa.array([3.0, None, math.nan, 2.5], pa.float64())
+    expected = ["3", None, None, "2.5"]
+    pq.write_table(pa.table({"jpg": [b"x"] * 4, "label": column}), tmp_path / "bytes.parquet")
+    assert list(labels(listed(tmp_path, tmp_path / "bytes.parquet")).values()) == expected
+    names = [f"{i}.jpg" for i in range(4)]
+    pq.write_table(pa.table({"uri": names, "label": column}), tmp_path / "names.parquet")
+    assert list(labels(listed(tmp_path, tmp_path / "names.parquet")).values()) == expected
+
+
 def test_a_file_that_a_manifest_names_in_vain_has_a_reason(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.jpg": b"x"})
     manifest = write_manifest(tmp_path / "m", ["a.jpg", "gone.jpg"], ".txt")
@@ -206,7 +253,7 @@ def test_a_file_that_a_manifest_names_in_vain_has_a_reason(tmp_path: Path) -> No
         ("m.txt", "a.jpg\na.jpg\n", r"names 'a.jpg' twice \(row 2\)"),
         ("m.txt", "\n\n", "names no image"),
         ("m.txt", "/etc/passwd.jpg\n", r"lies outside of .* corpus\.roots: \[/etc\]"),
-        ("m.txt", "http://169.254.169.254/a.jpg\n", "lies outside of"),
+        ("m.txt", "http://169.254.169.254/a.jpg\n", "metadata service"),
         ("m.txt", "file:///etc/a.jpg\n", "lies outside of"),
         ("m.csv", "name,label\na.jpg,cat\n", r"Row 1 .* names no image; it needs a column uri or"),
         ("m.jsonl", '{"uri": "a.jpg"}\n{"uri": \n', "cannot be read"),

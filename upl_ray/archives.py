@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Sequence
 
@@ -72,7 +73,14 @@ def _label(content: bytes, is_json: bool) -> str | None:
     except ValueError:
         return None
     found = next((value[c] for c in LABEL_COLUMNS if c in value), None) if isinstance(value, dict) else None
-    return None if found is None else str(found)
+    return as_text(found)
+
+
+def as_text(value: object) -> str | None:
+    """A cell of a table as text. A column of whole numbers with gaps comes as floats: 3.0 is `3`, a gap is None."""
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    return None if value is None else str(value)
 
 
 def index_parquet(fs: pafs.FileSystem, path: str) -> list[Row]:
@@ -82,7 +90,7 @@ def index_parquet(fs: pafs.FileSystem, path: str) -> list[Row]:
         column = next((c for c in LABEL_COLUMNS if c in parquet.schema_arrow.names), None)
         rows = parquet.metadata.num_rows
         labels = parquet.read([column])[column].to_pylist() if column else [None] * rows
-    return [(str(i), None if label is None else str(label), i, None) for i, label in enumerate(labels)]
+    return [(str(i), as_text(label), i, None) for i, label in enumerate(labels)]
 
 
 def bytes_column(names: pa.Schema) -> str | None:

@@ -15,11 +15,14 @@ import tyro
 import yaml
 from pydantic import ValidationError
 
+from upl_ray.addresses import flaws, shown
 from upl_ray.config import Config
 from upl_ray.predict_config import Predict
 from upl_ray.section import ConfigError, JobError, Section, sentence, storage_fails
 
 Job = TypeVar("Job", bound=Section)
+
+PLACES: dict[type[Section], str] = {Config: "[CONFIG.yaml]", Predict: "[CLASSIFIER CORPUS | CONFIG.yaml]"}
 
 
 def run_job(job: Callable[[], int]) -> int:
@@ -39,15 +42,17 @@ def run_job(job: Callable[[], int]) -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Shown("%(asctime)s  %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("upl_ray").setLevel(logging.INFO)
     try:
         return job()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 2
     except (JobError, OSError) as error:
-        told = str(error) if isinstance(error, JobError) else storage_fails(error)
+        told = shown(str(error) if isinstance(error, JobError) else storage_fails(error))
         print(f"error: {told}", file=sys.stderr)
         print(json.dumps({"status": "failed", "error": told}))
         return 1
@@ -58,6 +63,13 @@ def run_job(job: Callable[[], int]) -> int:
         return 128 + (received[0] if received else signal.SIGINT)
 
 
+class _Shown(logging.Formatter):
+    """Lines that hold names and errors from outside, none of which reaches the terminal as a command."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 def load_config(args: list[str], default: Path) -> Config:
     """Read `[FILE.yaml] [--field value ...]` of the main job; without a file, `default`.
 
@@ -65,7 +77,7 @@ def load_config(args: list[str], default: Path) -> Config:
         ConfigError: the file is missing, is no YAML mapping, or a field in it is refused.
         SystemExit: status 2 where a command-line option is refused, 0 after `--help`.
     """
-    path, rest = _file_first(args, default)
+    path, rest = _file_first(plain(args), default)
     return _override(Config, _read_yaml(path, default), path, rest)
 
 
@@ -75,7 +87,7 @@ def load_predict(args: list[str], default: Path) -> Predict:
     Raises:
         ConfigError, SystemExit: see `load_config`.
     """
-    places = args[:2]
+    places = plain(args)[:2]
     if len(places) == 2 and not any(p.startswith("-") for p in places):
         data = {"classifier": places[0], "corpus": {"uri": places[1]}}
         return _override(Predict, data, Path("the command line"), args[2:])
@@ -83,6 +95,14 @@ def load_predict(args: list[str], default: Path) -> Predict:
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{str(path)!r} alone is not enough; name a classifier and a corpus, or one YAML file.")
     return _override(Predict, _read_yaml(path, default), path, rest)
+
+
+def plain(args: list[str]) -> list[str]:
+    """Refuse arguments with credentials before anything repeats them."""
+    found = next(flaws(args, "An argument"), None)
+    if found:
+        raise ConfigError(" ".join(found) + ".")
+    return args
 
 
 def _file_first(args: list[str], default: Path) -> tuple[Path, list[str]]:
@@ -127,7 +147,7 @@ def _override(model: type[Job], data: dict[str, Any], source: Path, args: list[s
         default=config,
         config=(tyro.conf.FlagConversionOff,),
         args=list(_spelled_out(args)),
-        prog=f"{Path(sys.argv[0]).name} [CONFIG.yaml]",
+        prog=f"{Path(sys.argv[0]).name} {PLACES[model]}",
         description=f"{model.__doc__} Values shown are those of {source.name}.",
     )
 

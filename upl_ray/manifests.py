@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
-from upl_ray.archives import LABEL_COLUMNS
+from upl_ray.addresses import flaw
+from upl_ray.archives import LABEL_COLUMNS, as_text
 from upl_ray.config import ConfigError
 from upl_ray.storage import open_parquet
 
@@ -58,7 +59,8 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
         if image_id in found:
             raise ConfigError(f"The manifest {path!r} names {image_id!r} twice (row {number}); remove one of them.")
         file = _checked(name, folder, roots, f"row {number} of the manifest {path!r}")
-        found[image_id] = Named(file, _first(record, VERSION_COLUMNS) or "", _first(record, LABEL_COLUMNS))
+        version = _first(record, VERSION_COLUMNS) or (name if name != image_id else "")  # else another file is unseen
+        found[image_id] = Named(file, version, _first(record, LABEL_COLUMNS))
     if not found:
         raise ConfigError(f"The manifest {path!r} names no image; add at least one.")
     return found
@@ -72,7 +74,7 @@ def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
             names = parquet.schema_arrow.names
             rows: list[dict[str, Any]] = parquet.read([c for c in columns if c in names]).to_pylist()
             return rows
-        text = file.read().decode()
+        text = file.read().decode("utf-8-sig")  # with or without a byte order mark
     if path.endswith(".csv"):
         return list(csv.DictReader(io.StringIO(text)))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -85,12 +87,16 @@ def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
 
 
 def _first(record: dict[str, Any], columns: tuple[str, ...]) -> str | None:
-    value = next((record[c] for c in columns if record.get(c) not in (None, "")), None)
-    return None if value is None else str(value)
+    return next((text for c in columns if (text := as_text(record.get(c)))), None)
 
 
 def _checked(name: str, folder: str, roots: tuple[str, ...], where: str) -> str:
     """The name as a path below the manifest's folder, or as an address below one of the roots."""
+    found = flaw(name)
+    if found:
+        raise ConfigError(f"An address in {where} {found}.")
+    if "\0" in name:
+        raise ConfigError(f"{name!r} in {where} holds a null character; no file has such a name.")
     if ".." in name.split("/"):
         raise ConfigError(f"{name!r} in {where} holds `..`; write the address without it.")
     absolute = "://" in name or name.startswith("/")

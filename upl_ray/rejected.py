@@ -42,7 +42,7 @@ def check_rejected(store: Store, corpus: Corpus, rejected: dict[str, str], field
     log.warning("%-12s %d images of %s (%.2f %%): %s", "rejected", len(rejected), corpus.name, 100 * share, reasons)
     if share > limit:
         store.write_table("rejected.parquet", rejected_table(rejected))
-        first = "; ".join(f"{i}: {r}" for i, r in sorted(rejected.items())[:3])
+        first = "; ".join(f"{i!r}: {r}" for i, r in sorted(rejected.items())[:3])
         raise JobError(
             f"{len(rejected)} of {corpus.images} images under {corpus.name} are unreadable, more than "
             f"{field} = {limit}; mend them or raise it. "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from upl_ray.addresses import flaws
 
 
 class ConfigError(ValueError):
@@ -42,6 +44,14 @@ class Section(BaseModel):
     """Base of every part of the configuration: frozen, and unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clean(cls, data: Any) -> Any:
+        found = next(flaws(data), None)
+        if found:  # told without the value, which pydantic would repeat for a field
+            raise ValueError(f"{found[0]} {found[1]}")
+        return data
 
     def __init__(self, **data: Any) -> None:
         try:

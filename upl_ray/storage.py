@@ -202,7 +202,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         fs, path = pafs.FileSystem.from_uri(quote(uri, safe=URI_CHARACTERS))
     except pa.ArrowInvalid:  # a scheme that pyarrow does not know
-        fsspec_fs, path = fsspec.core.url_to_fs(uri)
+        fsspec_fs, path = fsspec.core.url_to_fs(uri, **_http(uri))
         fs = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs))
     if isinstance(fs, pafs.S3FileSystem):
         fs = _tuned_s3(fs)
@@ -219,7 +219,12 @@ def open_fsspec(uri: str) -> fsspec.AbstractFileSystem:
     if uri.startswith(("s3://", "s3a://")):
         once_more = {"mode": "standard", "max_attempts": 1}  # and all of it five times, by s3fs
         options["config_kwargs"] = {"connect_timeout": 3, "read_timeout": 3, "retries": once_more}
-    return fsspec.core.url_to_fs(uri, **options)[0]
+    return fsspec.core.url_to_fs(uri, **options, **_http(uri))[0]
+
+
+def _http(uri: str) -> dict[str, Any]:
+    """No redirects: a server that the configuration names cannot send the nodes to another one, or to metadata."""
+    return {"allow_redirects": False} if uri.startswith(("http://", "https://")) else {}
 
 
 def _tuned_s3(fs: pafs.S3FileSystem) -> pafs.S3FileSystem:
