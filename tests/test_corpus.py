@@ -216,3 +216,12 @@ def test_images_are_read_in_order_and_a_missing_one_has_a_reason(root: Path) -> 
 def test_a_folder_that_is_absent_on_this_machine_is_no_reason_to_reject_its_images(root: Path) -> None:
     with pytest.raises(RuntimeError, match=r"None of 2 listed images is found under .* every node must reach"):
         read(str(root / "not mounted here"), ["a.jpg", "b.jpg"])
+
+
+def test_links_in_an_image_folder_are_followed(root: Path, tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", "x.jpg", "far")
+    (root / "file.jpg").symlink_to(tmp_path / "elsewhere" / "x.jpg")
+    (root / "folder").symlink_to(tmp_path / "elsewhere")
+    corpus = listed(root)
+    assert {"file.jpg", "folder/x.jpg"} <= set(present(corpus))
+    assert read(str(root), ["file.jpg", "folder/x.jpg"]) == [b"far", b"far"]

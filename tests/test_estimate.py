@@ -10,9 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from upl_ray import artifacts, embed, estimate, images, schema, speeds, workload
+from upl_ray.artifacts import Store
 from upl_ray.config import UPL_STAR, Compute, Label, Train, Views
+from upl_ray.corpus import Shard
 from upl_ray.estimate import Estimate
 from upl_ray.features import feature_table
+from upl_ray.forecast import mean_bytes
 from upl_ray.speeds import Model
 from upl_ray.workload import Images, Learning, Machines
 
@@ -247,6 +250,13 @@ def test_models_of_one_resolution_share_a_crop() -> None:
     two = cost(corpus, models=(TINY, WIDE)).decode_hours
     assert two == cost(corpus, models=(TINY,)).decode_hours
     assert two < cost(corpus, models=(TINY, replace(WIDE, height=50))).decode_hours
+
+
+def test_the_size_of_an_image_in_an_archive_does_not_depend_on_what_is_done(tmp_path: Path) -> None:
+    shards = [Shard(str(i), 100, "/in", archive=f"{i // 10}.tar", version="500000-9") for i in range(20)]
+    store = Store(str(tmp_path))
+    assert mean_bytes(store, shards, shards) == 500
+    assert mean_bytes(store, shards[9:11], shards) == 500
 
 
 def test_what_the_job_says_at_its_start() -> None:

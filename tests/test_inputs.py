@@ -43,6 +43,11 @@ def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
     ("fields", "message"),
     [
         ({"corpus": {"uri": "/no/such/folder"}}, "/no/such/folder.*check the address"),
+        (
+            {"corpus": {"labels": "folders"}, "classnames": ["Cat", "Dog"]},
+            "corpus.labels is 'folders' .*none of them is a class name; the first is 'beer_bottle'.* is 'Cat'",
+        ),
+        ({"corpus": {"uri": "photos/cat", "labels": "folders"}, "classnames": ["cat", "dog"]}, "but no image has one"),
         ({"classnames": "/no/names.txt"}, "classnames '/no/names.txt' cannot be read.*give a text file"),
         ({"classnames": ["cat", "cat"]}, "'cat' stands more than once"),
         ({"classnames": ["cat", "a_b", "a b"]}, "'a b' stands more than once"),
@@ -59,10 +64,18 @@ def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
     ],
 )
 def test_what_cannot_work_is_refused_with_the_value_and_the_remedy(
-    photos: Path, fields: dict[str, Any], message: str
+    photos: Path, fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if "corpus" in fields:
+        fields = {**fields, "corpus": {"uri": str(photos), **fields["corpus"]}}
+    monkeypatch.chdir(photos.parent)
     with pytest.raises(ConfigError, match=message):
         prepare(config(photos, **fields))
+
+
+def test_some_labels_that_are_no_class_are_only_not_scored(photos: Path) -> None:
+    source = {"uri": str(photos), "labels": "folders"}
+    assert prepare(config(photos, corpus=source, classnames=["dog", "Cat"])).classnames == ("dog", "Cat")
 
 
 def test_unreachable_object_storage_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,13 @@ def test_what_does_not_come_in_time_is_done_without(cluster: None, caplog: pytes
     assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}  # no node comes for nothing
 
 
+def test_a_ray_of_the_job_s_own_waits_for_nothing(cluster: None, caplog: pytest.LogCaptureFixture) -> None:
+    wait_for_resources(Compute(request={"GPU": 2}), local=True)
+    assert [m.split(maxsplit=1)[1] for m in caplog.messages] == [
+        "is local and goes on without 2 GPU of compute.request"
+    ]
+
+
 @pytest.fixture
 def no_room(cluster: None) -> Iterator[None]:
     """Another job, which holds every CPU."""

@@ -8,9 +8,9 @@ done for a shard stays valid for ever. An archive's shards live and go with it: 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -67,6 +67,11 @@ class Corpus:
     def digest(self) -> str:
         """Identity of the present set of images and versions."""
         return fingerprint(sorted(s.state for s in self.shards))
+
+    @property
+    def labels_digest(self) -> str:
+        """Identity of that, and of what the source says about true labels."""
+        return fingerprint(sorted([s.state, s.listing] for s in self.shards))
 
     @property
     def name(self) -> str:
@@ -141,7 +146,7 @@ class _Listing:
         if manifests:
             named = self._read_manifests(found, source.roots)
             versions = {self.prefix + i: n.version for i, n in named.items()}
-            return self._images(known, found.root, versions, lambda i: named[i[len(self.prefix) :]])
+            return self._images(known, found.root, versions, lambda i: named[i[len(self.prefix) :]], True)
         if found.form == "images":
             versions = {self.prefix + file: version for file, version in found.files.items()}
             return self._images(known, found.root, versions, self._own_file)
@@ -152,12 +157,13 @@ class _Listing:
         return Named(file, "", sources.sub_folder(file))
 
     def _images(
-        self, known: list[Shard], root: str, new: dict[str, str], describe: Callable[[str], Named]
+        self, known: list[Shard], root: str, new: dict[str, str], describe: Callable[[str], Named], named: bool = False
     ) -> tuple[list[Shard], int]:
-        """Shards of single files; `new` (image id -> version) is used up."""
+        """Shards of single files, or of those that are `named`; `new` (image id -> version) is used up."""
         shards = []
         with ThreadPoolExecutor(IO_THREADS) as pool:
-            read = partial(self.artifact.store.read_hashed, columns=["image_id", "version"])
+            columns = ["image_id", "version", "label", "file"] if named else ["image_id", "version"]
+            read = partial(self.artifact.store.read_hashed, columns=columns)
             for shard, listing in zip(known, pool.map(read, [s.listing for s in known]), strict=True):
                 removed = set()
                 pairs = zip(listing["image_id"].to_pylist(), listing["version"].to_pylist(), strict=True)
@@ -167,20 +173,23 @@ class _Listing:
                     else:  # gone, changed, or listed again by a later shard
                         removed.add(image_id)
                 if len(removed) < shard.rows:
-                    shards.append(Shard(**{**vars(shard), "removed": frozenset(removed)}))
+                    name = self._refreshed(shard, listing, removed, describe) if named else shard.listing
+                    shards.append(replace(shard, removed=frozenset(removed), listing=name))
         added = sorted(new)
         for first in range(0, len(added), self.shard_size):
             ids = added[first : first + self.shard_size]
-            about = [describe(i) for i in ids]
-            columns = [
-                ids,
-                [new[i] for i in ids],
-                [a.label for a in about],
-                [a.file for a in about],
-                *[[None] * len(ids)] * 2,
-            ]
-            shards.append(self._write(root, pa.table(columns, schema=schema.LISTING)))
+            shards.append(self._write(root, _table(ids, [new[i] for i in ids], [describe(i) for i in ids])))
         return shards, len(added)
+
+    def _refreshed(self, shard: Shard, listing: pa.Table, removed: Set[str], describe: Callable[[str], Named]) -> str:
+        """The listing of a shard with the labels and places that the source gives now; its id stays, and all work."""
+        ids, versions, labels, files = (listing[c].to_pylist() for c in ("image_id", "version", "label", "file"))
+        before = list(map(Named, files, versions, labels))
+        now = [old if i in removed else describe(i) for i, old in zip(ids, before, strict=True)]
+        if now == before:
+            return shard.listing
+        name = self.artifact.name(f"shards/{shard.id}")
+        return self.artifact.store.write_hashed(name, _table(ids, versions, now))
 
     def _archives(self, known: list[Shard], found: Found) -> tuple[list[Shard], int]:
         """Shards of archives: those of unchanged ones stay, new and changed ones are read."""
@@ -235,6 +244,13 @@ class _Listing:
                 raise ConfigError(f"Two manifests under {found.root!r} name {doubled!r}; remove one of them.")
             named |= more
         return named
+
+
+def _table(ids: list[str], versions: list[str], about: list[Named]) -> pa.Table:
+    """Rows of `schema.LISTING` for images in files of their own."""
+    nothing = [None] * len(ids)
+    columns = [ids, versions, [a.label for a in about], [a.file for a in about], nothing, nothing]
+    return pa.table(columns, schema=schema.LISTING)
 
 
 def _check_labels(source: Source, address: str, form: sources.Form) -> None:

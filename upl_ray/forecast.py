@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from upl_ray import speeds
 from upl_ray.artifacts import Store
@@ -31,7 +31,7 @@ def forecast(inputs: Inputs, needed: Mapping[str, set[str]], resources: Mapping[
     images = Images(
         total=sum(s.rows for s in shards.values()),
         todo=rows,
-        bytes_each=mean_bytes(inputs.store, todo),
+        bytes_each=mean_bytes(inputs.store, todo, shards.values()),
         per_file=max(1, rows // max(1, len({(s.root, s.archive) for s in todo}))) if todo[0].archive else 1,
         remote=any("://" in s.root for s in todo),
     )
@@ -62,12 +62,15 @@ def known_gpu(resources: Mapping[str, float]) -> tuple[bool, str]:
     return bool(found) or not resources.get("GPU"), found or speeds.REFERENCE
 
 
-def mean_bytes(store: Store, shards: list[Shard]) -> float:
-    """Mean size of the images in these shards: their archives' share, or that of a sample of files [bytes]."""
-    archives = {(s.root, s.archive): _size(s.version) for s in shards if s.archive}
+def mean_bytes(store: Store, todo: list[Shard], everything: Iterable[Shard]) -> float:
+    """Mean size of the images that are still to do: their archives' share, or that of a sample of files [bytes].
+
+    An archive's size is that of all its images, so those of finished shards count too.
+    """
+    archives = {(s.root, s.archive): _size(s.version) for s in todo if s.archive}
     if archives:
-        return sum(archives.values()) / sum(s.rows for s in shards if s.archive)
-    versions = [v for s in shards[:SAMPLE] for v in store.read_hashed(s.listing, ["version"])["version"].to_pylist()]
+        return sum(archives.values()) / sum(s.rows for s in everything if (s.root, s.archive) in archives)
+    versions = [v for s in todo[:SAMPLE] for v in store.read_hashed(s.listing, ["version"])["version"].to_pylist()]
     sizes = [_size(v) for v in versions]
     return sum(sizes) / len(sizes) or Images.bytes_each  # a manifest does not say
 

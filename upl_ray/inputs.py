@@ -13,6 +13,7 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Config, ConfigError
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.datasets.open import open_dataset
+from upl_ray.metrics import UNLABELED, true_labels
 from upl_ray.repair import repair
 from upl_ray.section import Job
 from upl_ray.text_encoder import prompt_tokens
@@ -69,6 +70,9 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     validates = validation and config.validation.uris
     held_out = list_corpus(store, config.validation, config.compute.shard_size) if validates else None
     classnames = classnames or folder_names(corpus)
+    for field, listed in (("corpus", corpus), ("scored", scored), ("validation", held_out)):
+        if listed:
+            check_labels(listed, getattr(config, field).labels, field, classnames)
     specs = {b.label: resolve(b, config.label.max_pixels) for b in config.backbones}
     tokenizer = load_tokenizer(specs[config.target_backbone.label].source)
     prompt_tokens(tokenizer, classnames, config.train.n_ctx, config.train.class_position)  # names must fit
@@ -87,7 +91,8 @@ def open_storage(path: str, name: str, config: Job) -> Store:
         ConfigError: it cannot be written.
     """
     if "?" in path:
-        raise ConfigError(f"storage_path {path!r} has options behind `?`; set them in the environment (AWS_...).")
+        told = path.partition("?")[0]
+        raise ConfigError(f"storage_path {told!r} has options behind `?`; set them in the environment (AWS_...).")
     store = Store(path if "://" in path else str(Path(path).expanduser().resolve()))
     try:
         store.write_json(name, config.model_dump(mode="json"))
@@ -96,6 +101,23 @@ def open_storage(path: str, name: str, config: Job) -> Store:
     if config.repair:
         repair(store)
     return store
+
+
+def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, ...]) -> None:
+    """Refuse true labels of which none is a class name: nothing would be scored, as if none had been given."""
+    if rule == "none":
+        return
+    first = None
+    for shard in corpus.shards:
+        given = [x for x in corpus.labels(shard).values() if x is not None]
+        if (true_labels(given, classnames) != UNLABELED).any():
+            return
+        first = first or next(iter(given), None)
+    told = "no image has one" if first is None else f"none of them is a class name; the first is {first!r}"
+    raise ConfigError(
+        f"{field}.labels is {rule!r} for {corpus.name}, but {told}, and the first class is {classnames[0]!r}. "
+        f"Make them equal, or set {field}.labels to none."
+    )
 
 
 def check_prompts(spec: ClipSpec, prompts: list[str]) -> None:
@@ -125,7 +147,7 @@ def read_classnames(given: str | tuple[str, ...]) -> tuple[str, ...]:
         return check_classnames(list(given))
     try:
         folder, _, name = given.rpartition("/")
-        text = (Store(folder).read(name) if "://" in given else Path(given).read_bytes()).decode()
+        text = (Store(folder).read(name) if "://" in given else Path(given).read_bytes()).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"classnames {given!r} cannot be read from {Path.cwd()} ({error}); give a text file, a list or `folders`."

@@ -64,7 +64,7 @@ class RayCluster:
         )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, at_sigterm)
-        wait_for_resources(self.compute)
+        wait_for_resources(self.compute, local)
         resources, nodes = ray.cluster_resources(), sum(n["Alive"] for n in ray.nodes())
         log.info("%-12s %g CPUs, %g GPUs, %d node(s)", "ray", resources.get("CPU", 0), resources.get("GPU", 0), nodes)
         if not local:
@@ -136,7 +136,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def wait_for_resources(compute: Compute) -> None:
+def wait_for_resources(compute: Compute, local: bool = False) -> None:
     """Ask an autoscaling cluster for what the configuration wants, or else for one CPU, and wait until it is there.
 
     The wish is a placement group, so it ends with this driver, however that ends: no node stays up for a dead job. What
@@ -147,6 +147,9 @@ def wait_for_resources(compute: Compute) -> None:
     """
     wanted = compute.request or {"CPU": 1}
     if not missing(wanted):
+        return
+    if local:  # nothing can join a Ray that this job has started for itself
+        log.warning("%-12s is local and goes on without %s of compute.request", "ray", missing(wanted))
         return
     log.info("%-12s waits up to %d s for %s", "ray", compute.wait_for_resources_s, missing(wanted))
     wish = placement_group([{kind: 1.0} for kind, count in wanted.items() for _ in range(count)])
