@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from upl_ray.artifacts import Store
-from upl_ray.command_line import run_job
+from upl_ray.command_line import plain, run_job
 from upl_ray.report.compare import write_comparison
 from upl_ray.report.page import write_report
 
@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("storage", nargs="+", help="storage_path of a run; the first is written to")
     parser.add_argument("--labels", action="store_true", help="export the labels of a large corpus too")
     args = parser.parse_args()
-    stores = [Store(uri) for uri in args.storage]
+    stores = [Store(uri) for uri in plain(args.storage)]
     one = len(stores) == 1
     print(write_report(stores[0], again=True, every_label=args.labels) if one else write_comparison(stores))
     return 0

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from worlds import BACKBONES, digit_world, folders, job_config
 
@@ -141,6 +142,23 @@ def test_an_ablation_varies_one_thing_at_a_time(compared: tuple[Config, dict[str
     }
     again = ablate(config)
     assert (again["status"], again["table"]) == ("already done", result["table"])
+
+
+def test_members_that_an_ablation_adds_are_in_the_manifest_and_the_history(
+    compared: tuple[Config, dict[str, Any]], world: Path
+) -> None:
+    config, summary = compared
+    storage, folder = Path(config.storage_path), summary["before"]["artifacts"]["variants"]["upl*"]["members"]
+    assert manifest(str(storage / folder))["members"] == 2
+    only = {**{axis: [] for axis in ("top_k", "thresholds", "n_ctx", "views")}, "members": [3]}
+    ablation = ablate(settings(world, storage, ablate={**ABLATE, **only}))
+    assert manifest(str(storage / folder))["members"] == 3
+    history = pq.read_table(storage / folder / "history.parquet")
+    assert set(history["member"].to_pylist()) == {0, 1, 2}
+    assert len(history) == 3 * config.train.epochs
+    finer = {**COMPARE, "threshold": 0.6, "resamples": 300}
+    other = ablate(settings(world, storage, ablate={**ABLATE, **only}, compare=finer))
+    assert other["ablation"] != ablation["ablation"]  # intervals of other resamples
 
 
 def test_without_labels_a_comparison_is_refused_and_few_shot_rows_stay_empty(

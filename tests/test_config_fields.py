@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
 from upl_ray.command_line import load_config, load_predict
 from upl_ray.config import Config, ConfigError
 from upl_ray.predict_config import Predict
 from upl_ray.section import Section
+from upl_ray.study_config import once, some
 
 GOOD: dict[type[Section], dict[str, Any]] = {
     Config: {
@@ -47,6 +49,26 @@ def wrong_values(info: FieldInfo) -> Iterator[Any]:
     accepted = repr(info.annotation)
     yield {"no": {"such": "thing"}} if "dict" not in accepted else [[1]]
     yield [[{"nested": [None]}]]
+    if any(isinstance(m, AfterValidator) and m.func is once for m in info.metadata):
+        yield [*info.default, info.default[0]]
+    if any(isinstance(m, AfterValidator) and m.func is some for m in info.metadata):
+        yield []
+    if isinstance(info.default, tuple):  # a list, whose elements have bounds of their own
+        about = [m for element in typing.get_args(info.annotation) for m in getattr(element, "__metadata__", ())]
+        yield from ([*info.default[:1], value] for m in about for value in beyond(m))
+    yield from beyond(info)
+    if info.annotation is int:
+        yield from (1.5, "1.5", "0x10", None)
+    if info.annotation is bool:
+        yield from ("perhaps", 2, None)
+    if "Literal" in accepted and "str]" not in accepted:
+        yield from HOSTILE_TEXT[:4]
+    if info.annotation is str:
+        yield from (None, 3, 1.5, True, ["a"])
+
+
+def beyond(info: FieldInfo) -> Iterator[Any]:
+    """Values beyond the bounds, and what is no number."""
     for bound in info.metadata:
         if isinstance(bound, Ge):
             yield typing.cast(Any, bound.ge) - 1
@@ -60,14 +82,6 @@ def wrong_values(info: FieldInfo) -> Iterator[Any]:
             yield []
     if any(isinstance(b, Ge | Gt | Le | Lt) for b in info.metadata):
         yield from (math.nan, math.inf, -math.inf, -(10**30), "many", "1e", [1], "")
-    if info.annotation is int:
-        yield from (1.5, "1.5", "0x10", None)
-    if info.annotation is bool:
-        yield from ("perhaps", 2, None)
-    if "Literal" in accepted and "str]" not in accepted:
-        yield from HOSTILE_TEXT[:4]
-    if info.annotation is str:
-        yield from (None, 3, 1.5, True, ["a"])
 
 
 def cases(model: type[Section]) -> list[Any]:

@@ -26,6 +26,8 @@ from upl_ray.config import ConfigError, JobError
 from upl_ray.corpus import list_corpus
 from upl_ray.report import thumbnails
 from upl_ray.report.compare import differences, write_comparison
+from upl_ray.report.export import as_csv, as_json
+from upl_ray.report.figures import figure_style, new_figure, to_svg
 from upl_ray.report.page import PAGE, write_report
 from upl_ray.report.words import between_words, nearest
 
@@ -149,6 +151,10 @@ def test_a_report_that_is_there_is_not_made_again(nasty: Store) -> None:
     assert page.stat().st_mtime_ns == before
     write_report(nasty, again=True)
     assert page.stat().st_mtime_ns > before
+    content = page.read_bytes()
+    page.unlink()
+    write_report(nasty)
+    assert page.read_bytes() == content
 
 
 def test_reports_load_neither_ray_nor_open_clip(nasty: Store) -> None:
@@ -162,7 +168,30 @@ def test_reports_load_neither_ray_nor_open_clip(nasty: Store) -> None:
 
 
 def rows_of(store: Store, name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(store.read(name).decode(), newline="")))
+    """Rows of a table, without the mark that keeps spreadsheets from running what begins like a formula."""
+    rows = csv.DictReader(io.StringIO(store.read(name).decode(), newline=""))
+    return [{k: v[v.startswith(("'=", "'+", "'-", "'@")) :] for k, v in r.items()} for r in rows]
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_numbers_stay_numbers() -> None:
+    cells = ["=HYPERLINK(1)", "+cmd", "-a", "@x", "\tx", "-1.5", -1.5, "+3", "a=b", "", None]
+    written = next(csv.reader(io.StringIO(as_csv(["x"] * len(cells), [cells]).decode().partition("\n")[2], newline="")))
+    assert written[:5] == ["'=HYPERLINK(1)", "'+cmd", "'-a", "'@x", "'\tx"]
+    assert written[5:] == ["-1.5", "-1.5", "+3", "a=b", "", ""]
+    assert json.loads(as_json(["x"], [["=1"]]))[0]["x"] == "=1"
+
+
+def test_a_class_name_that_looks_like_a_colour_or_an_id_stays_text() -> None:
+    name = 'id="x #0072b2 url(#a)'
+    with figure_style():
+        figure, axes = new_figure()
+        axes.plot([0, 1], [0, 1], color="#0072b2", label=name)
+        axes.legend()
+        svg = to_svg(figure, "f", name, name)
+    seen = Seen(svg)
+    assert "".join(seen.text).count(name) == 3  # title, description, legend
+    assert "var(--series-1)" in svg
+    assert not any("#0072b2" in (value or "") for _, attributes in seen.elements for value in attributes.values())
 
 
 def test_exports_hold_every_image_once(nasty: Store) -> None:
@@ -350,6 +379,18 @@ def _predicted(store: Store) -> list[dict[str, Any]]:
     folder = Path(store.read_json("run.json")["predictions"]).name
     commits = [store.read_json(f"{folder}/commits/{c}") for c in store.names(f"{folder}/commits")]
     return [r for c in commits for p in c["parts"] for r in store.read_table(f"{folder}/{p}").to_pylist()]
+
+
+def test_images_of_the_same_name_are_compared_only_in_the_same_version(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ("a", "b"), tuple(f"{i}.png" for i in range(12)))
+    stores = []
+    for i in range(2):
+        stores.append(SyntheticRun(tmp_path / f"run{i}", tmp_path / "images", ("a", "b"), ("upl",), top_k=4).write())
+        for j in range(5):  # retouched after the first run
+            Image.new("RGB", (9, 9)).save(tmp_path / "images" / "a" / f"{j}.png")
+    text = " ".join("".join(Seen(Path(write_comparison(stores)).read_text()).text).split())
+    assert "5 images of the same name are other files in the two runs" in text
+    assert "On 19 images of both (corpus) they give the same label to 100.0 %" in text
 
 
 def test_only_fields_that_differ_are_listed() -> None:

@@ -186,8 +186,9 @@ def write_ablation(study: Study, trained: list[Trained]) -> Artifact:
     identity = {
         "version": VERSION,
         "points": [[t.point.factor, t.point.value, [a.folder for a in t.artifacts]] for t in trained],
-        "scored": [inputs.scored.digest, config.scored.labels],
-        "labels": config.corpus.labels,
+        "scored": [inputs.scored.labels_digest, config.scored.labels],
+        "corpus": [inputs.corpus.labels_digest, config.corpus.labels],
+        "resamples": config.compare.resamples,
     }
     artifact = Artifact(inputs.store, "ablation", fingerprint(identity))
     if artifact.manifest() is None:

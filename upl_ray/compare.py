@@ -185,7 +185,8 @@ def write_table(study: Study, found: list[Cell]) -> tuple[Artifact, list[list[st
         "version": VERSION,
         "cells": [[c.method, c.shots, c.artifact.folder] for c in found],
         "compare": config.compare.model_dump(mode="json"),
-        "scored": [inputs.scored.digest, config.scored.labels],
+        "scored": [inputs.scored.labels_digest, config.scored.labels],
+        "corpus": [inputs.corpus.labels_digest, config.corpus.labels],
         "dataset": config.dataset.name,
     }
     artifact = Artifact(inputs.store, "comparison", fingerprint(identity))

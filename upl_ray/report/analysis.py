@@ -32,7 +32,7 @@ def analysis_artifact(run: FinishedRun, variant: Variant) -> Artifact:
         "selection": variant.selection.fingerprint,
         "predictions": variant.predictions.fingerprint,
         "pseudo_labels": variant.pseudo.fingerprint,
-        "corpora": {part: [c.digest, run.label_rule(part)] for part, c in run.corpora.items()},
+        "corpora": {part: [c.labels_digest, run.label_rule(part)] for part, c in run.corpora.items()},
     }
     return Artifact(run.store, "analysis", fingerprint(identity))
 

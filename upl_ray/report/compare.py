@@ -10,13 +10,17 @@ import string
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from upl_ray.artifacts import Store
 from upl_ray.config import ConfigError
+from upl_ray.corpus import Shard
 from upl_ray.metrics import UNLABELED, paired_difference
 from upl_ray.report.charts import Estimate, estimates
 from upl_ray.report.exhibit import NAMES_OF_PARTS, Exhibit
+from upl_ray.report.export import address
 from upl_ray.report.figures import figure_style
 from upl_ray.report.findings import Findings, accuracies, agreements, gather, zero_shot_accuracy
 from upl_ray.report.finished import FinishedRun, open_run
@@ -28,7 +32,7 @@ from upl_ray.score import labels_of
 log = logging.getLogger(__name__)
 
 FOLDER = "report/comparison"
-COUNTS = ("images", "same", "labeled", "gained", "lost")  # of a pair of runs
+COUNTS = ("images", "versions", "same", "labeled", "gained", "lost")  # of a pair of runs
 PAIRED_IMAGES = 200_000  # images that runs are compared on one by one; of a larger corpus a sample by id
 
 
@@ -147,33 +151,61 @@ def _fields(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _pair(one: Compared, other: Compared, part: str) -> dict[str, Any]:
-    """Two runs on the images that both have."""
+    """Two runs on the images that both have, in the same version."""
     told: dict[str, Any] = {"names": (one.name, other.name), **dict.fromkeys(COUNTS, 0)}
     if part in one.run.corpora and part in other.run.corpora:
-        mine = {i: label for i, label, _ in _labels(one, part)}
-        for image_id, label, true in _labels(other, part):
-            if image_id not in mine:
+        mine = {judged.image_id: judged for judged in _labels(one, part)}
+        for judged in _labels(other, part):
+            first = mine.get(judged.image_id)
+            if first is None:
                 continue
+            if first.version != judged.version:
+                told["versions"] += 1
+                continue
+            true = judged.true
             told["images"] += 1
-            told["same"] += label == mine[image_id]
+            told["same"] += judged.label == first.label
             told["labeled"] += true is not None
-            told["gained"] += true is not None and label == true != mine[image_id]
-            told["lost"] += true is not None and mine[image_id] == true != label
+            told["gained"] += true is not None and judged.label == true != first.label
+            told["lost"] += true is not None and first.label == true != judged.label
+    if told["versions"]:
+        log.warning(
+            "%-12s %d images of %s and %s have the same name but are other files or versions, and are not compared",
+            "comparison",
+            told["versions"],
+            one.letter,
+            other.letter,
+        )
     if told["labeled"]:
         told["difference"] = (told["gained"] - told["lost"]) / told["labeled"]
         told["interval"] = paired_difference(told["gained"], told["lost"], told["labeled"])
     return told
 
 
-def _labels(c: Compared, part: str) -> Iterator[tuple[str, str, str | None]]:
-    """Id, class that the ensemble names, and true class, of at most PAIRED_IMAGES images that only their ids choose."""
+class Judged(NamedTuple):
+    """An image, which class the ensemble names, and which is true."""
+
+    image_id: str
+    version: str  # its address where the source tells none
+    label: str
+    true: str | None
+
+
+def _labels(c: Compared, part: str) -> Iterator[Judged]:
+    """At most PAIRED_IMAGES images, which only their ids choose."""
     corpus, names, predictions = c.run.corpora[part], c.run.classnames, c.first.variant.predictions
     limit = min(1.0, PAIRED_IMAGES / max(corpus.images, 1)) * 2**32
-    shards = c.first.variant.shards(corpus)
-    columns = ["image_id", "classname"]
-    for shard, table in read_ahead(shards, lambda s: (s, predictions.read_shard(s.state, columns))):
+    columns, about = ["image_id", "classname"], ["image_id", "version", "file"]
+
+    def read(shard: Shard) -> tuple[Shard, pa.Table, pa.Table]:
+        return shard, predictions.read_shard(shard.state, columns), corpus.listing(shard, about)
+
+    for shard, table, listing in read_ahead(c.first.variant.shards(corpus), read):
         ids = table["image_id"].to_pylist()
+        versions = {
+            r["image_id"]: r["version"] or address(shard.root, r["file"], False, "") for r in listing.to_pylist()
+        }
         true = labels_of(corpus, shard, ids, c.run.label_rule(part), names).tolist()
         for image_id, label, t in zip(ids, table["classname"].to_pylist(), true, strict=True):
             if zlib.crc32(image_id.encode()) < limit:
-                yield image_id, label, None if t == UNLABELED else names[t]
+                yield Judged(image_id, versions[image_id], label, None if t == UNLABELED else names[t])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from upl_ray.corpus import Corpus, Shard
@@ -14,6 +15,8 @@ from upl_ray.report.read_ahead import read_ahead
 
 PREDICTIONS = ["image_id", "label", "classname", "confidence", "members_agree"]
 PSEUDO_LABELS = ["image_id", "pseudo_label", "classname", "confidence", "labelers_agree"]
+FORMULA = re.compile(r"[=+\-@\t\r]")  # OWASP, "CSV Injection"
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 AT_ONCE = 200_000  # images of a corpus that every report exports; larger ones on demand
 
 
@@ -32,9 +35,7 @@ def export_labels(run: FinishedRun, folder: str) -> list[str]:
         ):
             file = f"{folder}/{name}.csv"
             with run.store.open_text(file) as out:
-                writer = csv.writer(out)
-                writer.writerow(header)
-                writer.writerows(rows)
+                write_csv(out, header, rows)
             written.append(file)
         written += _fiftyone(run, variant, f"{folder}/fiftyone-{slug}")
     return written
@@ -108,10 +109,22 @@ def address(root: str, file: str, archived: bool, image_id: str) -> str:
 def as_csv(header: list[str], rows: list[list[Any]]) -> bytes:
     """A small table as CSV."""
     out = io.StringIO(newline="")
+    write_csv(out, header, rows)
+    return out.getvalue().encode()
+
+
+def write_csv(out: TextIO, header: list[str], rows: Iterable[list[Any]]) -> None:
+    """Rows as CSV whose text no spreadsheet takes for a formula: `'` stands before what begins like one.
+
+    Class names and image ids come from anybody's files. Numbers stay numbers; JSON and Parquet hold all text as it is.
+    """
     writer = csv.writer(out)
     writer.writerow(header)
-    writer.writerows(rows)
-    return out.getvalue().encode()
+    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+
+
+def _harmless(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell) else cell
 
 
 def as_json(header: list[str], rows: list[list[Any]]) -> bytes:

@@ -106,11 +106,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.S)  # the page has a style
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--sans)", svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: _of_the_page(tag[0], name), svg)  # never the text, which may be a class name
     labels = f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>'
     opening = re.match(r"<svg[^>]*>", svg)
     assert opening is not None
@@ -121,3 +117,12 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
         f'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return start + labels + re.sub(r">\s+<", "><", svg[opening.end() :]).strip()
+
+
+def _of_the_page(tag: str, name: str) -> str:
+    """A tag whose ids begin with `name`, and whose colours and font are the page's."""
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", tag)
+    for colour, variable in VARIABLES.items():
+        tag = tag.replace(colour, f"var(--{variable})")
+    return re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--sans)", tag)

@@ -50,7 +50,8 @@ def write_report(store: Store, again: bool = False, every_label: bool = False) -
     started = time.monotonic()
     run = open_run(store.uri)
     identity = {k: v for k, v in run.summary.items() if k not in ("status", "seconds", "steps")}
-    digest = fingerprint({"version": VERSION, "run": identity})
+    corpora = {part: corpus.labels_digest for part, corpus in run.corpora.items()}
+    digest = fingerprint({"version": VERSION, "run": identity, "corpora": corpora})
     if not again and _made(store) == digest:
         log.info("%-12s already there: %s", "report", store.join(PAGE))
         return store.join(PAGE)
@@ -70,6 +71,9 @@ def write_report(store: Store, again: bool = False, every_label: bool = False) -
 
 
 def _made(store: Store) -> str | None:
+    """Fingerprint of the page that is there."""
+    if PAGE.rpartition("/")[2] not in store.names(FOLDER):
+        return None
     try:
         return str(store.read_json(f"{FOLDER}/manifest.json")["fingerprint"])
     except FileNotFoundError:
