@@ -60,6 +60,8 @@ NEW = ["patch", "create"]
         (["Failed/FAILED", "Initializing/", "Complete/SUCCEEDED"], 0, ["delete", *NEW]),
         (["", "Running/RUNNING", "Failed/FAILED"], 1, NEW),
         (["", "Failed/"], 1, NEW),
+        (["", "ValidationFailed/"], 1, NEW),
+        (["ValidationFailed/", "Initializing/", "Complete/SUCCEEDED"], 0, ["delete", *NEW]),
         (["", "Complete/STOPPED"], 1, NEW),
         (["", "Retrying/FAILED", "Running/RUNNING", "Complete/SUCCEEDED"], 0, NEW),
         (["", "Running/RUNNING", "unreachable", "Complete/SUCCEEDED"], 0, NEW),

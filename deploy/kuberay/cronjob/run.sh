@@ -5,7 +5,8 @@
 set -eu
 name=$1
 
-# `Deployment/Job`: empty if there is no such RayJob, `/` before KubeRay has seen it, in the end `Complete/SUCCEEDED`.
+# `Deployment/Job`: empty if there is no such RayJob, `/` before KubeRay has seen it, in the end `Complete/SUCCEEDED`;
+# `ValidationFailed/` is an end, too: KubeRay does not try such a RayJob again.
 # A request that fails is no answer: it ends the run, but not while following.
 stage() {
   kubectl get rayjob "$name" --ignore-not-found --output jsonpath='{.status.jobDeploymentStatus}/{.status.jobStatus}'
@@ -14,7 +15,7 @@ stage() {
 now=$(stage)
 case "$now" in
   '') ;;
-  Complete/* | Failed/*) kubectl delete rayjob "$name" --ignore-not-found ;;
+  Complete/* | Failed/* | ValidationFailed/*) kubectl delete rayjob "$name" --ignore-not-found ;;
   *) echo "RayJob $name is still at work ($now): nothing was started" >&2; exit 1 ;;
 esac
 
@@ -26,7 +27,7 @@ while :; do
   now=$(stage) || continue
   case "$now" in
     Complete/SUCCEEDED) echo "RayJob $name: $now"; exit 0 ;;
-    Complete/* | Failed/*) echo "RayJob $name: $now" >&2; exit 1 ;;
+    Complete/* | Failed/* | ValidationFailed/*) echo "RayJob $name: $now" >&2; exit 1 ;;
     '') echo "RayJob $name was deleted" >&2; exit 1 ;;
   esac
 done
