@@ -4,7 +4,7 @@
 #   make test           install with the developers' tools, then run the test suite (ARGS="-k top_k -x")
 #   make test-slow      the longer tests: the matrix of faults, lost nodes, time-outs, comparisons
 #   make test-faults    a hundred random kills in jobs that must end as if nothing had happened
-#   make lint           ruff and mypy
+#   make lint           ruff, mypy and pip check
 #   make bench          the benchmarks (benchmarks/README.md), each with one line of JSON
 #   make demo-weights   train the demo's backbones again
 #   make constraints    resolve constraints.txt again, keeping the pins that still fit (UPGRADE=1: newest of everything)
@@ -47,6 +47,7 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy $(wildcard upl_ray jobs benchmarks)
+	$(VENV)/bin/python -m pip check
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.prompt_step $(ARGS)
