@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import struct
-
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy.stats import binomtest
-from tensorboardX.proto.event_pb2 import Event
 
 from upl_ray import metrics, schema
 from upl_ray.report.analysis import join
-from upl_ray.report.events import event_file
 from upl_ray.report.read_ahead import read_ahead
 from upl_ray.report.tally import ORDERS, Rows, Tally, votes
 
@@ -187,37 +182,3 @@ def test_reading_ahead_keeps_the_order_and_never_runs_far_ahead() -> None:
     for i, value in enumerate(read_ahead(range(20), read, depth=3)):
         assert value == i * i
         assert len(started) <= i + 4
-
-
-def crc32c(data: bytes) -> int:
-    """The Castagnoli checksum, bit by bit."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
-
-
-def masked(data: bytes) -> int:
-    crc = crc32c(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def test_event_files_are_records_that_tensorboard_reads() -> None:
-    assert crc32c(b"123456789") == 0xE3069283  # the published check value
-    data = event_file([(0, {"loss": 2.5, "lr": 1e-5}), (1, {"loss": 2.0, "lr": 2e-3})], 1e9)
-    events = []
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        assert struct.unpack("<I", data[8:12]) == (masked(data[:8]),)
-        assert struct.unpack("<I", data[12 + length : 16 + length]) == (masked(data[12 : 12 + length]),)
-        events.append(Event.FromString(data[12 : 12 + length]))
-        data = data[16 + length :]
-    assert events[0].file_version == "brain.Event:2"
-    assert [(e.step, [v.tag for v in e.summary.value]) for e in events[1:]] == [
-        (0, ["loss", "lr"]),
-        (1, ["loss", "lr"]),
-    ]
-    assert events[2].summary.value[0].simple_value == 2.0
-    assert math.isclose(events[1].wall_time, 1e9)

@@ -23,7 +23,7 @@ from upl_ray.report.exhibit import NAMES_OF_PARTS, Exhibit
 from upl_ray.report.export import address
 from upl_ray.report.figures import figure_style
 from upl_ray.report.findings import Findings, accuracies, agreements, gather, zero_shot_accuracy
-from upl_ray.report.finished import FinishedRun, open_run
+from upl_ray.report.finished import FinishedRun, fields, open_run
 from upl_ray.report.html import cell, render, share
 from upl_ray.report.page import show
 from upl_ray.report.read_ahead import read_ahead
@@ -136,18 +136,10 @@ def _overview(compared: list[Compared]) -> tuple[list[str], list[list[Any]]]:
 
 def differences(configs: dict[str, dict[str, Any]]) -> list[list[Any]]:
     """Fields of the configurations that are not equal in all: name, and the value of each."""
-    flat = {letter: dict(_fields(config)) for letter, config in configs.items()}
+    flat = {letter: dict(fields(config)) for letter, config in configs.items()}
     names = list(dict.fromkeys(name for of in flat.values() for name in of))
     rows = [[name, *(of.get(name, "–") for of in flat.values())] for name in names]
     return [[str(value) for value in row] for row in rows if any(value != row[1] for value in row[2:])]
-
-
-def _fields(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in section.items():
-        if isinstance(value, dict):
-            yield from _fields(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _pair(one: Compared, other: Compared, part: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -116,6 +117,15 @@ def open_run(uri: str) -> FinishedRun:
             f"{store.join('run.json')} was written by an older version; run the job again, which computes nothing anew."
         )
     return FinishedRun(store, summary)
+
+
+def fields(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values of a configuration's fields, as `train.lr`."""
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def word_artifact(classifier: Artifact) -> Artifact:

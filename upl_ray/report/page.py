@@ -2,7 +2,7 @@
 
 report/index.html      the page; figures/*.png, tables/*.csv, tables/*.json: what it shows, for slides and programs
 report/labels/         pseudo-labels and predictions as CSV, and in a form that FiftyOne imports
-report/tensorboard/    training curves of the members
+report/tensorboard/    training curves of the members, parameters and final figures
 report/manifest.json   written last
 """
 
@@ -29,7 +29,7 @@ from upl_ray.report.verdict import facts, provenance_rows, sentences, step_rows
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise when the same run gives another report
+VERSION = 2  # raise when the same run gives another report
 FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"
 TABLE_ROWS = 40  # of a table on the page; the whole one lies beside it
@@ -61,7 +61,7 @@ def write_report(store: Store, again: bool = False, every_label: bool = False) -
     for name, header, rows in all_tables(run, found, cards):
         _write_table(store, name, header, rows)
     labels = export_labels(run, f"{FOLDER}/labels") if every_label or run.summary["images"] <= AT_ONCE else []
-    write_events(store, f"{FOLDER}/tensorboard", found)
+    write_events(run, f"{FOLDER}/tensorboard", found)
     html = render("report.html.j2", **_context(run, found, cards, changed, shown), labels=labels).encode()
     store.write(PAGE, html)
     store.write_json(f"{FOLDER}/manifest.json", {"fingerprint": digest, "bytes": len(html), "figures": len(shown)})
