@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from PIL import Image
 
 from upl_ray import pseudo_labels
 from upl_ray.artifacts import Artifact, Store
+from upl_ray.compare import check_labels_given
 from upl_ray.comparison import Row, cells, summarize, to_csv, to_markdown
-from upl_ray.config import Source
+from upl_ray.config import Config, ConfigError, Source, Train
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.features import feature_table
 from upl_ray.methods.few_shot import draw
 from upl_ray.metrics import paired_interval
 from upl_ray.plots import ablation_png, comparison_png
 from upl_ray.published import published
+from upl_ray.runs import FEW_SHOT_VERSIONS, Images, Samples, few_shot_run
 from upl_ray.samples import (
     gather_features,
     gathered_artifact,
@@ -79,8 +82,63 @@ def test_gathered_features_are_those_of_the_shards(corpus: Corpus) -> None:
     gathered = gathered_artifact(features, selections)
     gather_features(gathered, features, selections, [corpus])
     for selection in selections:
-        ids = list(read_samples(selection))[::-1]
-        np.testing.assert_array_equal(read_gathered(gathered, ids), [expected[i] for i in ids])
+        np.testing.assert_array_equal(
+            read_gathered(gathered, selection), [expected[i] for i in read_samples(selection)]
+        )
+
+
+def test_images_of_the_same_name_in_two_corpora_keep_their_own_features(corpus: Corpus, tmp_path: Path) -> None:
+    store, features = corpus.artifact.store, Artifact(corpus.artifact.store, "features-x", "0")
+    shutil.copytree(tmp_path / "images", tmp_path / "others")
+    others = list_corpus(store, Source(uri=str(tmp_path / "others"), labels="folders"), 4)
+    selections = []
+    for listed, value in ((corpus, 1), (others, -1)):
+        for shard in listed.shards:
+            ids = list(listed.labels(shard))
+            table = feature_table(ids, np.full((len(ids), 5), value, np.float16), set())
+            features.commit(shard.id, parts=[features.write_part(shard.id, table)], rejected={})
+        pool = read_pool(listed, "folders", NAMES, without=())
+        selections.append(write_samples(store, pool, draw(pool.labels, 2, seed=0)))
+    assert list(read_samples(selections[0])) == list(read_samples(selections[1]))
+    gathered = gathered_artifact(features, selections)
+    gather_features(gathered, features, selections, [corpus, others])
+    assert (read_gathered(gathered, selections[0]) == 1).all()
+    assert (read_gathered(gathered, selections[1]) == -1).all()
+
+
+def test_a_fit_is_known_by_its_samples_and_its_method_s_version(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = corpus.artifact.store
+    images = Images(Artifact(store, "features-x", "0"), {"scored": corpus.shards})
+
+    def folder(method: str, gathered: str, shots: str = "0") -> str:
+        names = {"shots": shots, "views": "0", "validation": "0", "gathered": gathered, "text": "0"}
+        samples = Samples(**{step: Artifact(store, step, digest) for step, digest in names.items()})
+        return few_shot_run(method, samples, images, 0, Train()).artifacts[0].folder
+
+    before = {m: folder(m, "of-five-shots") for m in FEW_SHOT_VERSIONS}
+    assert len(set(before.values())) == 4
+    assert {m: folder(m, "of-two-shots") for m in FEW_SHOT_VERSIONS} == before  # where features lie decides nothing
+    assert not {folder(m, "of-five-shots", "1") for m in FEW_SHOT_VERSIONS} & set(before.values())
+    monkeypatch.setitem(FEW_SHOT_VERSIONS, "tip-adapter", FEW_SHOT_VERSIONS["tip-adapter"] + 1)
+    changed = {m for m in FEW_SHOT_VERSIONS if folder(m, "of-five-shots") != before[m]}
+    assert changed == {"tip-adapter"}
+
+
+def test_what_needs_labels_is_refused_without_them_before_anything_is_learned() -> None:
+    def check(**sections: Any) -> None:
+        check_labels_given(
+            Config.model_validate({"backbones": ["demo:rn"], "classnames": ["a", "b"], "storage_path": "x", **sections})
+        )
+
+    source = {"uri": "x", "labels": "folders"}
+    check(corpus=source, validation=source, compare={"transductive": True})
+    with pytest.raises(ConfigError, match=r"compare\.transductive is True, but corpus\.labels is none"):
+        check(corpus={"uri": "x"}, compare={"transductive": True})
+    with pytest.raises(ConfigError, match=r"validation\.labels is none"):
+        check(corpus=source, validation={"uri": "y"})
+    check(corpus=source, validation={"uri": "y"}, compare={"methods": ["upl"]})
 
 
 def labels_table(n: int, seed: int) -> pa.Table:

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -57,6 +58,7 @@ def compare(config: Config) -> dict[str, Any]:
     """
     started = time.monotonic()
     inputs = study_inputs(config)
+    check_labels_given(inputs.config)
     wanted = "templates" in config.compare.methods
     templates = read_templates(config.compare.templates, inputs.target, inputs.classnames) if wanted else ()
     study = open_study(inputs, config.compare.transductive)
@@ -76,6 +78,15 @@ def compare(config: Config) -> dict[str, Any]:
     summary = {"status": status, "seconds": seconds, "storage": store.uri, "comparison": artifact.uri}
     store.write_json("comparison.json", summary)
     return {**summary, "table": to_markdown(lines)}
+
+
+def check_labels_given(config: Config) -> None:
+    """Refuse what needs labels that are not given, before anything is learned."""
+    if config.compare.transductive and config.corpus.labels == "none":
+        raise ConfigError("compare.transductive is True, but corpus.labels is none; name them, or set it to False.")
+    with_labels = any(m in WITH_LABELS for m in config.compare.methods) and config.corpus.labels != "none"
+    if with_labels and config.validation.uris and config.validation.labels == "none":
+        raise ConfigError("validation.labels is none, so nothing can be chosen on these images; say where they are.")
 
 
 def _pseudo_labeled(study: Study) -> dict[str, Artifact]:
@@ -124,29 +135,32 @@ def _without_labels(study: Study, templates: tuple[str, ...], selections: dict[s
             yield Cell(method, None, artifact, run)
 
 
-def _with_labels(study: Study, drawn: Draws) -> Iterator[Cell]:
-    """Methods that learn from a few labeled images of each class."""
+def _with_labels(study: Study, drawn: Draws) -> list[Cell]:
+    """Methods that learn from a few labeled images of each class; they classify scored images only."""
     inputs, config = study.inputs, study.inputs.config
     if not drawn:
-        return
+        return []
+    images = replace(study.images, parts={"scored": study.images.parts["scored"]})
     selections = [s for pair in drawn.values() for s in pair]
-    gathered = gathered_artifact(study.images.features, selections)
-    gather = Run((gathered,), partial(gather_features, gathered, study.images.features, selections, inputs.corpora))
-    if not gather.done:
-        study.cluster.start("samples")
-        run_all("samples", [gather], config.compute)
+    gathered = gathered_artifact(images.features, selections)
     text = text_artifact(inputs.store, inputs.target, inputs.classnames, config.template)
+    found = []
     for method in [m for m in config.compare.methods if m in WITH_LABELS]:
         for (k, seed), (shots, validation) in drawn.items():
             recipe = coop_recipe(k, config.dataset.name, seed)
             task = prompt_task(inputs, shots, recipe, config.views)
             if method == "coop":
-                run, (artifact,) = prompt_run(task, study.images, [(1, "probabilities")])
+                run, (artifact,) = prompt_run(task, images, [(1, "probabilities")])
             else:
                 samples = Samples(shots, task.views, validation, gathered, text)
-                run = few_shot_run(method, samples, study.images, seed, recipe)
+                run = few_shot_run(method, samples, images, seed, recipe)
                 (artifact,) = run.artifacts
-            yield Cell(method, k, artifact, run)
+            found.append(Cell(method, k, artifact, run))
+    gather = Run((gathered,), partial(gather_features, gathered, images.features, selections, inputs.corpora))
+    if not gather.done and any(c.run and not c.run.done for c in found if c.method != "coop"):
+        study.cluster.start("samples")
+        run_all("samples", [gather], config.compute)
+    return found
 
 
 def _pools(study: Study) -> tuple[Pool, Pool]:

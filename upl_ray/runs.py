@@ -26,16 +26,20 @@ from upl_ray.ensemble import Ensemble
 from upl_ray.features import read_features
 from upl_ray.label import in_slices
 from upl_ray.members import finish_members, read_members, unfinished_members
-from upl_ray.methods.clip_adapter import clip_adapter
+from upl_ray.methods import clip_adapter, linear_probe, tip_adapter
 from upl_ray.methods.few_shot import FewShot, Fitted
-from upl_ray.methods.linear_probe import linear_probe
-from upl_ray.methods.tip_adapter import tip_adapter, tip_adapter_f
 from upl_ray.pools import finish_tasks
 from upl_ray.samples import read_gathered, read_samples
 from upl_ray.text_features import read_text_features
 from upl_ray.views import read_views
 
 VERSION = 1  # raise when the same inputs give other predictions
+FEW_SHOT_VERSIONS = {
+    "linear-probe": linear_probe.VERSION,
+    "clip-adapter": clip_adapter.VERSION,
+    "tip-adapter": tip_adapter.VERSION,
+    "tip-adapter-f": tip_adapter.VERSION,
+}
 Average = Literal["probabilities", "logits"]
 
 
@@ -163,11 +167,11 @@ def _learn_and_classify(
 def few_shot_run(name: str, samples: Samples, images: Images, seed: int, recipe: Train) -> Run:
     """Fit a method with labels and classify with it."""
     identity = {
-        "version": VERSION,
+        "version": [VERSION, FEW_SHOT_VERSIONS[name]],
         "method": name,
         "recipe": recipe.model_dump() if name == "clip-adapter" else None,
         "seed": seed if name in ("clip-adapter", "tip-adapter-f") else None,
-        "samples": {field: a.fingerprint for field, a in vars(samples).items()},
+        "samples": {f: a.fingerprint for f, a in vars(samples).items() if f != "gathered"},  # only where they lie
         **images.identity(),
     }
     artifact = Artifact(samples.shots.store, "method", fingerprint(identity))
@@ -187,8 +191,12 @@ def _fit_and_classify(
 def fit(name: str, data: FewShot, seed: int, recipe: Train) -> Fitted:
     """Fit a method by its name."""
     if name == "clip-adapter":
-        return clip_adapter(data, seed, recipe)
-    return {"linear-probe": linear_probe, "tip-adapter": tip_adapter, "tip-adapter-f": tip_adapter_f}[name](data, seed)
+        return clip_adapter.clip_adapter(data, seed, recipe)
+    return {
+        "linear-probe": linear_probe.linear_probe,
+        "tip-adapter": tip_adapter.tip_adapter,
+        "tip-adapter-f": tip_adapter.tip_adapter_f,
+    }[name](data, seed)
 
 
 def read_few_shot(samples: Samples) -> FewShot:
@@ -197,10 +205,10 @@ def read_few_shot(samples: Samples) -> FewShot:
     validation = read_samples(samples.validation)
     text_features, logit_scale = read_text_features(samples.text)
     return FewShot(
-        features=torch.from_numpy(read_gathered(samples.gathered, list(read_samples(samples.shots)))).float(),
+        features=torch.from_numpy(read_gathered(samples.gathered, samples.shots)).float(),
         views=views.float(),
         labels=labels,
-        validation_features=torch.from_numpy(read_gathered(samples.gathered, list(validation))).float(),
+        validation_features=torch.from_numpy(read_gathered(samples.gathered, samples.validation)).float(),
         validation_labels=torch.tensor(list(validation.values())),
         text_features=text_features,
         logit_scale=logit_scale,

@@ -5,6 +5,7 @@ Shapes: N images of a pool, n drawn images, D feature width.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from upl_ray.metrics import UNLABELED, Labels
 from upl_ray.score import labels_of
 
 VERSION = 1  # raise when the same pool gives other samples
+GATHERED_VERSION = 2  # raise when gathered features lie there otherwise
+PLACE = ("shard", "image_id")
 
 
 @dataclass(frozen=True)
@@ -96,27 +99,40 @@ def read_samples(selection: Artifact) -> dict[str, int]:
 
 def gathered_artifact(features: Artifact, selections: Iterable[Artifact]) -> Artifact:
     """Where the features of some selections' images lie together."""
-    identity = {"version": VERSION, "features": features.fingerprint, "of": sorted({s.folder for s in selections})}
+    identity = {
+        "version": GATHERED_VERSION,
+        "features": features.fingerprint,
+        "of": sorted({s.folder for s in selections}),
+    }
     return Artifact(features.store, "gathered", fingerprint(identity))
 
 
 def gather_features(artifact: Artifact, features: Artifact, selections: list[Artifact], corpora: list[Corpus]) -> None:
     """Copy the features of the selections' images into one table, reading each shard that holds one of them once."""
-    wanted = {i for s in selections for i in read_samples(s)}
-    names = {x for s in selections for x in s.read_table("selection.parquet", ["shard"])["shard"].to_pylist()}
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for selection in selections:
+        for name, image_id in _places(selection):
+            wanted[name].add(image_id)
     tables = []
-    for shard in {s.id: s for c in corpora for s in c.shards if s.id in names}.values():
+    for shard in {s.id: s for c in corpora for s in c.shards if s.id in wanted}.values():
         ids, vectors = read_features(features, shard)
-        rows = [i for i, image_id in enumerate(ids) if image_id in wanted]
-        tables.append(feature_table([ids[i] for i in rows], vectors[rows], set()))
+        rows = [i for i, image_id in enumerate(ids) if image_id in wanted[shard.id]]
+        table = feature_table([ids[i] for i in rows], vectors[rows], set())
+        tables.append(table.append_column("shard", pa.array([shard.id] * len(rows), pa.string())))
     files = artifact.write_file("features.parquet", pa.concat_tables(tables))
-    artifact.finish(files=files, images=len(wanted))
+    artifact.finish(files=files, images=sum(map(len, wanted.values())))
 
 
-def read_gathered(artifact: Artifact, image_ids: Collection[str]) -> npt.NDArray[np.float16]:
-    """Gathered features [n, D] of these images, in the order given."""
+def read_gathered(artifact: Artifact, selection: Artifact) -> npt.NDArray[np.float16]:
+    """Gathered features [n, D] of a selection's images, in the order of `read_samples`."""
     table = artifact.read_table("features.parquet")
-    row = {image_id: i for i, image_id in enumerate(table["image_id"].to_pylist())}
+    row = {place: i for i, place in enumerate(zip(*(table[c].to_pylist() for c in PLACE), strict=True))}
     dim = table.schema.field("image_features").type.list_size
     vectors = np.asarray(table["image_features"].combine_chunks().flatten()).reshape(-1, dim)
-    return vectors[[row[i] for i in image_ids]]
+    return vectors[[row[place] for place in sorted(_places(selection), key=lambda place: place[1])]]
+
+
+def _places(selection: Artifact) -> list[tuple[str, str]]:
+    """Shard and id of a selection's images: an id alone may be that of another image in another corpus."""
+    table = selection.read_table("selection.parquet", list(PLACE))
+    return list(zip(*(table[c].to_pylist() for c in PLACE), strict=True))
