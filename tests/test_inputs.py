@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,36 @@ def test_unreachable_object_storage_is_refused(photos: Path, monkeypatch: pytest
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobody")
     with pytest.raises(ConfigError, match="storage_path 's3://bucket/run' cannot be written"):
         prepare(config(photos, storage_path="s3://bucket/run"))
+
+
+def test_images_that_are_learned_from_are_not_held_out(photos: Path) -> None:
+    """Whatever form the two image sets have: sub-folders, manifests, the same archive."""
+    labeled = {"uri": str(photos / "cat"), "labels": "none"}
+    with pytest.raises(ConfigError, match=r"1 of 1 files of scored are files of corpus, too, .*cat/a\.png"):
+        prepare(config(photos, scored=labeled))
+    with pytest.raises(ConfigError, match=r"1 of 1 files of validation are files of corpus"):
+        prepare(config(photos, validation=labeled), validation=True)
+    apart = {"corpus": {"uri": str(photos / "dog")}, "classnames": list(NAMES)}
+    with pytest.raises(ConfigError, match=r"1 of 1 files of validation are files of scored"):
+        prepare(config(photos, **apart, scored=labeled, validation=labeled), validation=True)
+    manifest = photos.parent / "list.txt"
+    manifest.write_text(f"{photos}/dog/a.png\n{photos}/cat/a.png\n")
+    listed = {"uri": str(manifest), "roots": [str(photos)]}
+    with pytest.raises(ConfigError, match=r"2 of 2 files of scored are files of corpus"):
+        prepare(config(photos, scored=listed))
+    archive = photos.parent / "more" / "one.tar"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w") as tar:
+        tar.add(photos / "cat" / "a.png", "a.png")
+    tars = {"corpus": {"uri": str(archive)}, "classnames": list(NAMES)}
+    with pytest.raises(ConfigError, match=r"1 of 1 files of scored are files of corpus, too, .*one\.tar"):
+        prepare(config(photos, **tars, scored={"uri": str(archive.parent)}))
+
+
+def test_sets_that_lie_beside_each_other_in_a_folder_are_apart(photos: Path) -> None:
+    manifest = photos.parent / "list.txt"
+    manifest.write_text(f"{photos}/dog/a.png\n")
+    listed = {"uri": str(manifest), "roots": [str(photos)]}
+    inputs = prepare(config(photos, corpus={"uri": str(photos / "cat")}, classnames=list(NAMES), scored=listed))
+    assert inputs.scored is not None
+    assert (inputs.corpus.images, inputs.scored.images) == (1, 1)

@@ -13,6 +13,7 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Config, ConfigError
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.datasets.open import open_dataset
+from upl_ray.held_out import ImageSet, check_apart
 from upl_ray.metrics import UNLABELED, true_labels
 from upl_ray.repair import repair
 from upl_ray.section import Job
@@ -70,9 +71,12 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     validates = validation and config.validation.uris
     held_out = list_corpus(store, config.validation, config.compute.shard_size) if validates else None
     classnames = classnames or folder_names(corpus)
-    for field, listed in (("corpus", corpus), ("scored", scored), ("validation", held_out)):
-        if listed:
-            check_labels(listed, getattr(config, field).labels, field, classnames)
+    listed = {"corpus": corpus, "scored": scored, "validation": held_out}
+    sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
+    for one in sets:
+        check_labels(one.corpus, getattr(config, one.field).labels, one.field, classnames)
+    for i in range(len(sets) - 1):
+        check_apart(sets[i:])
     specs = {b.label: resolve(b, config.label.max_pixels) for b in config.backbones}
     tokenizer = load_tokenizer(specs[config.target_backbone.label].source)
     prompt_tokens(tokenizer, classnames, config.train.n_ctx, config.train.class_position)  # names must fit
