@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,15 @@ def test_a_growing_folder_costs_its_new_images_and_drift_is_an_alert(
     old = [r["label"] for r in rows if not r["image_id"].startswith("tonight")]
     new = [r["label"] for r in rows if r["image_id"].startswith("tonight")]
     shares = [(new.count(c) / 16, old.count(c) / 20) for c in range(10)]
-    assert grown["growth"]["class_shift"] == pytest.approx(sum(abs(n - o) for n, o in shares) / 2)
+    assert grown["growth"]["classes"]["class_shift"] == pytest.approx(sum(abs(n - o) for n, o in shares) / 2)
     most = max(range(10), key=lambda c: abs(shares[c][0] - shares[c][1]))
-    assert grown["growth"]["most_changed"][0]["classname"] == CLASSNAMES[most]
+    assert grown["growth"]["classes"]["most_changed"][0]["classname"] == CLASSNAMES[most]
     assert any("max_class_shift is 0.2" in a for a in grown["alerts"])
     still = run(job(short_run, folder, storage_path=str(storage), drift=limits))
     assert (still["status"], still["new"]) == ("already done", 0)
     assert json.loads((storage / "predict-run.json").read_text()) == json.loads(json.dumps(still))
+    assert still["superseded"] is False
+    assert datetime.fromisoformat(still["time"]) >= datetime.fromisoformat(grown["time"])
     assert still["alerts"] == grown["alerts"]  # a scheduler that missed it sees it again
     assert len(list(Path(grown["predictions"]).glob("growth/*.json"))) == 1
 
@@ -106,6 +109,22 @@ def parts(summary: dict[str, Any]) -> list[str]:
 def test_bad_images_above_the_limit_stop_the_job(short_run: dict[str, Any], short_world: Path) -> None:
     with pytest.raises(JobError, match=r"3 of 83 images .* more than max_rejected = 0.01"):
         run(job(short_run, short_world / "corpus", max_rejected=0.01))
+    left = json.loads((Path(short_run["storage"]) / "predict-run.json").read_text())
+    assert left["status"] == "failed"
+    assert left["error"].startswith("3 of 83 images")
+    assert (datetime.now(UTC) - datetime.fromisoformat(left["time"])).total_seconds() < 60
+
+
+def test_images_that_cannot_be_listed_are_told_in_the_storage(
+    short_run: dict[str, Any], short_world: Path, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    (storage / "predict-run.json").write_text(json.dumps({"status": "done"}))  # yesterday's
+    with pytest.raises(ConfigError) as refused:
+        run(job(short_run, tmp_path / "nowhere", storage_path=str(storage)))
+    left = json.loads((storage / "predict-run.json").read_text())
+    assert (left["status"], left["error"]) == ("failed", str(refused.value))
 
 
 def test_a_classifier_is_known_by_its_folder_s_name(
@@ -148,8 +167,9 @@ def test_an_alert_can_be_an_exit_status(short_run: dict[str, Any], short_world: 
     shutil.copytree(short_run["storage"], tmp_path / "run")
     predictions = tmp_path / "run" / Path(short_run["predictions"]).name
     manifest = json.loads((predictions / "manifest.json").read_text())
-    shifts = {"class_shift": 0.9, "class_shift_beyond_chance": 0.8, "class_shift_visible": 0.1}
-    manifest["drift"] = {"images": 200, "confidence_rise": 0, "rejected_rise": 0, **shifts}
+    found = {"class_shift": 0.9, "class_shift_beyond_chance": 0.8, "class_shift_visible": 0.1}
+    found |= {"images": 200, "images_before": 200, "confidence_rise": 0, "confidence_drop_p": 1}
+    manifest["watch"]["drift"] = {"classes": found}
     del manifest["sha256"]
     (predictions / "manifest.json").write_bytes(integrity.seal_json(manifest))
     command = [

@@ -1,121 +1,169 @@
-"""How the manifest of predictions grows with its corpus; no Ray, real files."""
+"""How the manifest of predictions grows with its corpus, over jobs and classifiers; no Ray, real files."""
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up import figures
 
 from upl_ray import drift
 from upl_ray.artifacts import Artifact, Store
 from upl_ray.corpus import Corpus, Shard
+from upl_ray.figures import Figures, listed
 from upl_ray.predict_config import Drift
-from upl_ray.predictions import publish
+from upl_ray.predictions import Published, publish
 
 NAMES = ("ant", "bee")
 
 
+def listing(store: Store, shards: dict[str, Figures], address: str = "/photos") -> Corpus:
+    """A run lists the images: the corpus' manifest is that of the newest listing."""
+    artifact = Artifact(store, "corpus", address.strip("/"))
+    found = tuple(Shard(name, listed(f)) for name, f in shards.items())
+    artifact.finish(roots=[address], images=0, shards={address: [s.record() for s in found]})
+    return Corpus(artifact, (address,), found)
+
+
+def label(
+    corpus: Corpus, shards: dict[str, Figures], classifier: str = "c", limits: Drift | None = None, main: bool = False
+) -> Published:
+    """Commit the shards' predictions by a classifier, and publish, as the nightly job or the main one does."""
+    store = corpus.artifact.store
+    made = Artifact(store, "classifier", classifier)
+    made.finish(classnames=list(NAMES))
+    predictions = Artifact(store, "predictions", f"{classifier}{corpus.artifact.fingerprint}")
+    for name, found in shards.items():
+        predictions.commit(name, parts=[f"parts/{name}"], rows=found["images"], figures=found)
+    return publish(predictions, corpus, {}, made, None if main else limits or Drift())
+
+
+def night(store: Store, shards: dict[str, Figures], **how: Any) -> dict[str, Any]:
+    return label(listing(store, shards), shards, **how).manifest
+
+
+def main_job(store: Store, shards: dict[str, Figures], **how: Any) -> dict[str, Any]:
+    return night(store, shards, main=True, **how)
+
+
+def alerts(manifest: dict[str, Any]) -> list[str]:
+    watch = manifest["watch"]
+    return drift.alerts(watch["drift"], watch["removed"], watch["listed_before"], Drift())
+
+
 @pytest.fixture
-def places(tmp_path: Path) -> tuple[Artifact, Artifact]:
-    """Where predictions go, and a classifier of two classes."""
-    store = Store(str(tmp_path))
-    classifier = Artifact(store, "classifier", "c")
-    classifier.finish(classnames=list(NAMES))
-    return Artifact(store, "predictions", "p"), classifier
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
 
 
-def grow(places: tuple[Artifact, Artifact], *shards: tuple[int, ...], limits: Drift | None = None) -> dict[str, Any]:
-    """Commit shards of so many ants, bees and unreadable images, those before included, and publish.
-
-    A shard of which something is gone is committed under another state, as `Shard.state` says.
-    """
-    predictions, classifier = places
-    listed = []
-    for i, (ants, bees, *more) in enumerate(shards):
-        unreadable, gone = (*more, 0, 0)[:2]
-        shard = Shard(f"s{i}", ants + bees + unreadable + gone, removed=frozenset(map(str, range(gone))))
-        listed.append(shard)
-        classes = {str(c): n for c, n in enumerate((ants, bees)) if n}
-        images = ants + bees
-        figures = {"images": images, "rejected": unreadable, "classes": classes, "confidence": 0.0, "agreement": 0.0}
-        predictions.commit(shard.state, parts=[f"parts/{i}"], rows=images, figures=figures)
-    corpus = Corpus(Artifact(predictions.store, "corpus", "r"), ("/photos",), tuple(s for s in listed if s.rows))
-    return publish(predictions, corpus, {}, classifier, limits or Drift())
+def test_the_manifest_is_that_of_the_images_as_they_are_now(store: Store) -> None:
+    first = night(store, {"a": figures(300, 100, rejected=5)})
+    assert (first["images"], first["parts"], first["shards"], first["watch"]["new"]) == (400, ["parts/a"], ["a"], 400)
+    second = night(store, {"b": figures(60, 60)})
+    assert (second["images"], second["parts"], second["figures"]) == (120, ["parts/b"], figures(60, 60))
+    assert (second["watch"]["new"], second["watch"]["removed"]) == (120, 405)
 
 
-def alerts(manifest: dict[str, Any], limits: Drift | None = None) -> list[str]:
-    return drift.alerts(manifest["drift"], manifest["removed"], manifest["listed_before"], limits or Drift())
+def test_nothing_new_writes_nothing(store: Store) -> None:
+    shards = {"a": figures(300, 100)}
+    first = night(store, shards)
+    before = {p: p.stat().st_mtime_ns for p in Path(store.uri).glob("predictions-*/**/*") if "commits" not in p.parts}
+    again = label(listing(store, shards), shards)
+    assert (again.manifest, again.changed, again.superseded) == (first, False, False)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def test_the_first_time_there_is_nothing_to_compare_with(places: tuple[Artifact, Artifact]) -> None:
-    first = grow(places, (300, 100))
-    assert (first["images"], first["new"], first["drift"], first["waiting"]) == (400, 400, None, [])
-    assert grow(places, (300, 100)) == first  # nothing new: nothing is written
+def test_every_night_with_a_change_leaves_a_file(store: Store) -> None:
+    shards = {"a": figures(300)}
+    night(store, shards)
+    night(store, shards | {"b": figures(0, 150)})
+    night(store, shards | {"b": figures(0, 150)})
+    (file,) = Path(store.uri).glob("predictions-*/growth/*.json")
+    about = json.loads(file.read_text())
+    assert (about["new"], about["waiting"], about["drift"]["classes"]["images"]) == (150, {}, 150)
+    assert about["drift"]["classes"]["classifier"] == "classifier-c"
 
 
-def test_few_new_images_add_up_beside_what_was_there_before_them(places: tuple[Artifact, Artifact]) -> None:
-    grow(places, (300, 100))
-    first = grow(places, (300, 100), (0, 60))
-    assert (first["drift"], first["waiting"]) == (None, ["s1"])
-    second = grow(places, (300, 100), (0, 60), (10, 30))
-    assert (second["new"], second["waiting"]) == (40, [])
-    new = {"images": 100, "rejected": 0, "classes": {"0": 10, "1": 90}, "confidence": 0.0, "agreement": 0.0}
-    old = {"images": 400, "rejected": 0, "classes": {"0": 300, "1": 100}, "confidence": 0.0, "agreement": 0.0}
-    assert {k: v for k, v in second["drift"].items() if k != "time"} == drift.compare(new, old, NAMES)
-
-
-def test_an_alert_stands_until_enough_newer_images_look_otherwise(places: tuple[Artifact, Artifact]) -> None:
-    grow(places, (300, 0))
-    raised = grow(places, (300, 0), (0, 144))
+def test_the_main_job_compares_nothing_and_lets_its_images_wait(store: Store) -> None:
+    shards = {"a": figures(300)}
+    night(store, shards)
+    shards["b"] = figures(0, 150)
+    raised = night(store, shards)
     assert len(alerts(raised)) == 1
-    one_more = grow(places, (300, 0), (0, 144), (1, 0))
-    assert (alerts(one_more), one_more["waiting"]) == (alerts(raised), ["s2"])
-    enough = grow(places, (300, 0), (0, 144), (1, 0), (66, 33))
-    assert (alerts(enough), enough["drift"]["images"]) == ([], 100)
+    shards["c"] = figures(60, 30)
+    waits = night(store, shards)
+    shards["d"] = figures(60, 30)
+    trained = main_job(store, shards)
+    assert list(trained["watch"]["waiting"]) == ["c", "d"]
+    assert trained["watch"]["drift"] == waits["watch"]["drift"] == raised["watch"]["drift"]
+    published = label(listing(store, shards), shards)  # no image has changed, but now there is somebody to compare
+    assert (published.changed, published.manifest["watch"]["waiting"]) == (False, {})
+    assert published.manifest["watch"]["drift"]["classes"]["images"] == 180
+    assert alerts(published.manifest) == []
+    assert night(store, shards) == published.manifest
 
 
-def test_a_larger_number_of_images_adds_up_over_nights_too(places: tuple[Artifact, Artifact]) -> None:
-    limits = Drift(min_images=250)
-    shards = [(500, 0)]
-    grow(places, *shards, limits=limits)
-    seen = []
-    for _ in range(3):
-        shards.append((0, 100))
-        seen.append(len(alerts(grow(places, *shards, limits=limits), limits)))
-    assert seen == [0, 0, 1]
+def test_the_images_of_the_training_are_what_the_first_night_compares_with(store: Store) -> None:
+    main_job(store, {"a": figures(300)})
+    first = night(store, {"a": figures(300), "b": figures(0, 150)})
+    assert first["watch"]["new"] == 150
+    assert len(alerts(first)) == 1
 
 
-def test_a_night_of_unreadable_images_is_an_alert(places: tuple[Artifact, Artifact]) -> None:
-    grow(places, (300, 0))
-    (alert,) = alerts(grow(places, (300, 0), (0, 0, 150)))
-    assert alert.startswith("The share of unreadable images is 100.0 points higher")
+def test_another_classifier_goes_on_where_the_one_before_was(store: Store) -> None:
+    shards = {"a": figures(300, 0)}
+    night(store, shards, classifier="c")
+    shards["b"] = figures(30, 30)
+    night(store, shards, classifier="c")
+    anew = {"a": figures(150, 150), "b": figures(30, 30), "d": figures(25, 25)}  # it sees bees among the old ones
+    first = label(listing(store, anew), anew, classifier="e")
+    assert first.changed
+    assert (first.manifest["watch"]["new"], first.manifest["watch"]["removed"]) == (50, 0)
+    found = first.manifest["watch"]["drift"]["classes"]
+    assert (found["images"], found["images_before"], found["classifier"]) == (110, 300, "classifier-e")
+    assert found["class_shift"] == 0
+    assert label(listing(store, anew), anew, classifier="e").manifest == first.manifest
 
 
-def test_what_is_gone_counts_on_neither_side(places: tuple[Artifact, Artifact]) -> None:
-    grow(places, (300, 300))
-    waits = grow(places, (300, 300), (50, 20, 20))
-    assert waits["removed"] == 0
-    after = grow(places, (300, 0, 0, 300), (0, 20, 20, 50), (0, 90))  # ants of the old, bees of the new are left
-    assert (after["removed"], after["listed_before"]) == (350, 690)
-    new = {"images": 110, "rejected": 20, "classes": {"1": 110}, "confidence": 0.0, "agreement": 0.0}
-    old = {"images": 300, "rejected": 0, "classes": {"0": 300}, "confidence": 0.0, "agreement": 0.0}
-    assert {k: v for k, v in after["drift"].items() if k != "time"} == drift.compare(new, old, NAMES)
+def test_each_of_many_classifiers_goes_on_from_the_newest_one(store: Store) -> None:
+    shards = {"a": figures(300)}
+    night(store, shards, classifier="z")
+    for i, classifier in enumerate("ycxbd"):
+        shards[f"n{i}"] = figures(30)
+        watch = night(store, shards, classifier=classifier)["watch"]
+        assert (watch["new"], watch["changes"]) == (30, i + 2)
+        assert list(watch["waiting"]) == ([] if i == 3 else [f"n{k}" for k in range(4 if i > 3 else 0, i + 1)])
 
 
-def test_many_images_that_are_gone_are_an_alert_until_the_corpus_changes(places: tuple[Artifact, Artifact]) -> None:
-    grow(places, (200, 200), (20, 20))
-    few = grow(places, (180, 180, 0, 40), (20, 20))
-    assert (few["removed"], alerts(few)) == (40, [])
-    shard_gone = grow(places, (180, 180, 0, 40), (0, 0))
-    assert (shard_gone["removed"], shard_gone["listed_before"]) == (40, 400)
-    assert alerts(shard_gone) == []
-    assert alerts(shard_gone, Drift(max_removed=0.09)) == [
-        "40 of 400 images are gone or have changed since the run before; drift.max_removed is 0.09."
-    ]
-    assert alerts(grow(places, (180, 180, 0, 40), (0, 0), (1, 0)), Drift(max_removed=0.09)) == []
+def test_another_corpus_has_nothing_to_go_on_from(store: Store) -> None:
+    shards = {"a": figures(300)}
+    night(store, shards)
+    elsewhere = label(listing(store, shards, "/others"), shards, classifier="e").manifest["watch"]
+    assert (elsewhere["new"], elsewhere["seen"]["images"], elsewhere["waiting"]) == (300, 300, {})
 
 
-def test_without_any_readable_image_before_no_classes_are_compared(places: tuple[Artifact, Artifact]) -> None:
-    grow(places, (0, 0, 5))
-    compared = grow(places, (0, 0, 5), (70, 70))["drift"]
-    assert compared["class_shift"] is None
-    assert compared["rejected_rise"] == -1
+def test_the_older_one_of_two_runs_leaves_the_manifest_to_the_newer_one(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    early = {"a": figures(300), "b": figures(60, 60)}
+    late = early | {"c": figures(70, 70)}
+    night(store, {"a": figures(300)})
+    older, newer = listing(store, early), listing(store, late)
+    with caplog.at_level(logging.WARNING, "upl_ray"):
+        first = label(older, early)
+    assert "a newer run has listed the images since" in caplog.text
+    assert (first.superseded, first.changed, first.manifest["images"]) == (True, False, 300)
+    second = label(newer, late)
+    assert (second.superseded, second.changed, second.manifest["watch"]["new"]) == (False, True, 260)
+    last = label(older, early)
+    assert (last.superseded, last.changed, last.manifest) == (True, False, second.manifest)
+    assert night(store, late) == second.manifest
+    assert second.manifest["watch"]["removed"] == 0
+
+
+def test_an_older_run_publishes_where_there_is_nothing_yet(store: Store) -> None:
+    early, late = {"a": figures(300)}, {"a": figures(300), "b": figures(60, 60)}
+    older, newer = listing(store, early), listing(store, late)
+    assert label(older, early).changed
+    assert label(newer, late).manifest["watch"]["new"] == 120

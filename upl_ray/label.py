@@ -19,7 +19,7 @@ import ray
 import torch
 from torch import Tensor
 
-from upl_ray import drift, pseudo_labels, schema
+from upl_ray import figures, pseudo_labels, schema
 from upl_ray.artifacts import Artifact, Store, fingerprint
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute
@@ -97,7 +97,7 @@ def predict(todo: list[Shard], artifact: Artifact, classifier: Artifact, spec: C
         return predict_shard(shard, features, classifier.uri)
 
     def facts(shard: Shard, table: pa.Table) -> Facts:
-        return {"figures": drift.figures_of(table, shard.rows - len(shard.removed))}
+        return {"figures": figures.figures_of(table, shard.rows - len(shard.removed))}
 
     _each_shard("predictions", todo, artifact, work, compute, facts)
 

@@ -24,7 +24,6 @@ from upl_ray.forecast import forecast
 from upl_ray.inputs import Inputs, prepare
 from upl_ray.members import read_members, unfinished_members
 from upl_ray.plan import Chain, needed_features, plan_chain, present_features
-from upl_ray.predict_config import Drift
 from upl_ray.predictions import publish
 from upl_ray.preflight import preflight
 from upl_ray.progress import duration
@@ -150,7 +149,7 @@ def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str],
     if unpredicted:
         cluster.start(chain.predictions.folder)
     label.predict(unpredicted, chain.predictions, chain.classifier, target, compute)
-    publish(chain.predictions, inputs.corpus, rejected, chain.classifier, Drift())
+    publish(chain.predictions, inputs.corpus, rejected, chain.classifier)
 
 
 def _drop(inputs: Inputs) -> None:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,24 @@ from upl_ray import drift, integrity, label
 from upl_ray.artifacts import Artifact, Store
 from upl_ray.classifier import classifier_spec
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Backbone, ConfigError
+from upl_ray.config import Backbone, ConfigError, JobError
 from upl_ray.corpus import Corpus, Shard, list_corpus
 from upl_ray.embed import embed
 from upl_ray.ensemble import FILE, Ensemble, load_ensemble
 from upl_ray.features import drop_features, feature_artifact, forgotten_shards, missing_shards
+from upl_ray.figures import means, total
 from upl_ray.inputs import open_storage
 from upl_ray.predict_config import Predict
-from upl_ray.predictions import prediction_artifact, publish
+from upl_ray.predictions import Published, prediction_artifact, publish
 from upl_ray.preflight import preflight
 from upl_ray.progress import duration
 from upl_ray.ray_cluster import RayCluster
 from upl_ray.rejected import by_reason, check_rejected, find_rejected
+from upl_ray.section import storage_fails
 
 log = logging.getLogger(__name__)
+
+SUMMARY = "predict-run.json"  # what the last run's last line said
 
 
 @dataclass(frozen=True)
@@ -51,48 +56,68 @@ class Inputs:
 
 
 def run(job: Predict) -> dict[str, Any]:
-    """Label what is new, and return a summary.
+    """Label what is new, and return a summary, which is also kept in storage: that of a failed run says why.
 
     Raises:
         ConfigError: the configuration cannot work; nothing was started.
         JobError: too many images are unreadable, or work was lost; what is finished stays in storage.
     """
     started = time.monotonic()
-    inputs = prepare(job)
+    classifier, ensemble = find_classifier(job.classifier)
+    store = open_storage(job.storage_path or classifier.store.uri, "predict.json", job)
+    try:
+        summary = _label(job, prepare(job, store, classifier, ensemble))
+    except (ConfigError, JobError, OSError) as error:
+        _tell_failure(store, error)
+        raise
+    summary |= {"seconds": round(time.monotonic() - started, 1), "time": _now()}
+    store.write_json(SUMMARY, summary)
+    log.info("%-12s %s in %s", "job", summary["status"], duration(summary["seconds"]))
+    return summary
+
+
+def _label(job: Predict, inputs: Inputs) -> dict[str, Any]:
+    """Embed, classify and publish what is new."""
     corpus, spec, compute = inputs.corpus, inputs.spec, job.compute
     cluster = RayCluster(compute, lambda: preflight(inputs.store, [corpus], [spec], compute, inputs.classifier.uri))
-    before = inputs.predictions.manifest()
     todo = label.unfinished([corpus], inputs.predictions)
     with cluster.watched():
         rejected = _embed(inputs, _needed(inputs, todo, job), job, cluster)
         if todo:
             cluster.start("predictions")
         label.predict(todo, inputs.predictions, inputs.classifier, spec, compute)
-    manifest = publish(inputs.predictions, corpus, rejected, inputs.classifier, job.drift)
+    published = publish(inputs.predictions, corpus, rejected, inputs.classifier, job.drift)
     if job.keep_features == "none":
         drop_features(inputs.features, corpus.shards)
-    seconds = round(time.monotonic() - started, 1)
-    summary = summarize(inputs, job, manifest, before) | {"seconds": seconds}
-    summary |= {"status": "done" if cluster.used else "already done", "rejected_by_reason": by_reason(rejected)}
-    inputs.store.write_json("predict-run.json", summary)
-    log.info("%-12s %s in %s", "job", summary["status"], duration(seconds))
-    return summary
+    status = "done" if cluster.used else "already done"
+    return {"status": status, "rejected_by_reason": by_reason(rejected)} | summarize(inputs, job, published)
 
 
-def prepare(job: Predict) -> Inputs:
-    """Find the classifier, its image encoder and the images, before work starts.
+def _tell_failure(store: Store, error: Exception) -> None:
+    """Leave the reason where yesterday's summary would look like tonight's."""
+    told = storage_fails(error) if isinstance(error, OSError) else str(error)
+    try:
+        store.write_json(SUMMARY, {"status": "failed", "error": told, "storage": store.uri, "time": _now()})
+    except OSError as second:  # often for the same reason; the first one is what the job ends with
+        log.warning("%-12s %s cannot be written (%s)", "job", store.join(SUMMARY), second)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def prepare(job: Predict, store: Store, classifier: Artifact, ensemble: Ensemble) -> Inputs:
+    """Find the classifier's image encoder and the images, before work starts.
 
     Raises:
-        ConfigError: one of them is not found or does not fit, or the storage cannot be written.
+        ConfigError: one of them is not found or does not fit.
     """
-    classifier, ensemble = find_classifier(job.classifier)
     about = Backbone(**ensemble.metadata["backbone"])
     changes = {k: v for k, v in {"model": job.model, "pretrained": job.pretrained}.items() if v}
     spec = classifier_spec(ensemble, about.model_copy(update={"name": about.label, **changes}))
     strangers = sorted(set(job.compute.pools) - {spec.name})
     if strangers:
         raise ConfigError(f"compute.pools names {strangers[0]!r}, but the only backbone is {spec.name!r}; use that.")
-    store = open_storage(job.storage_path or classifier.store.uri, "predict.json", job)
     corpus = list_corpus(store, job.corpus, job.compute.shard_size)
     log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
     log.info("%-12s %s, %d classes", "classifier", classifier.uri, len(ensemble.classnames))
@@ -152,24 +177,26 @@ def _embed(inputs: Inputs, needed: Iterable[Shard], job: Predict, cluster: RayCl
     return rejected
 
 
-def summarize(inputs: Inputs, job: Predict, manifest: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+def summarize(inputs: Inputs, job: Predict, published: Published) -> dict[str, Any]:
     """What a program wants to know of a run: places, counts, figures of all images, drift of the newest, alerts."""
-    compared, unchanged = manifest["drift"], manifest == before
-    alerts = drift.alerts(compared, manifest["removed"], manifest["listed_before"], job.drift)
+    manifest, watch = published.manifest, published.manifest["watch"]
+    alerts = drift.alerts(watch["drift"], watch["removed"], watch["listed_before"], job.drift)
     for alert in alerts:
         log.warning("%-12s %s", "drift", alert)
-    hint = compared and drift.blind(compared, job.drift)
+    hint = drift.blind(watch["drift"], job.drift)
     if hint:
         log.info("%-12s %s", "drift", hint)
     return {
         "storage": inputs.store.uri,
         "classifier": inputs.classifier.uri,
         "predictions": inputs.predictions.uri,
+        "superseded": published.superseded,
         "images": manifest["images"],
-        "new": 0 if unchanged else manifest["new"],
-        "removed": 0 if unchanged else manifest["removed"],
+        "new": watch["new"] if published.changed else 0,
+        "removed": watch["removed"] if published.changed else 0,
         "rejected": manifest["rejected"],
-        **{f"mean_{name}": value for name, value in drift.means(manifest["figures"]).items()},
-        "growth": compared,
+        **{f"mean_{name}": value for name, value in means(manifest["figures"]).items()},
+        "waiting": total(watch["waiting"].values())["images"],
+        "growth": watch["drift"] or None,
         "alerts": alerts,
     }

@@ -16,7 +16,7 @@ class Drift(Section):
     min_images: int = Field(
         100,
         ge=1,
-        description="New images, or unreadable ones, to compare at once; fewer wait for more [images].",
+        description="Images on both sides of a comparison; fewer new ones wait, fewer old ones are joined [images].",
     )
     max_class_shift: float = Field(
         0.1, ge=0, le=1, description="Share of new images in other classes than before, beyond chance [0-1]."

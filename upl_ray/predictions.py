@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+import logging
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from upl_ray import drift
 from upl_ray.artifacts import Artifact, fingerprint
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.corpus import Corpus
+from upl_ray.corpus import Corpus, read_corpus
 from upl_ray.features import feature_artifact
+from upl_ray.figures import total
 from upl_ray.predict_config import Drift
 from upl_ray.rejected import rejected_table
+from upl_ray.watch import Watch, carry_over, compare, grow, start
 
-VERSION = 3  # raise when the same features give other predictions, or their commits say other things
+log = logging.getLogger(__name__)
+
+VERSION = 4  # raise when the same features give other predictions, or their commits say other things
+
+
+@dataclass(frozen=True)
+class Published:
+    """The manifest of predictions that is in storage after a run."""
+
+    manifest: dict[str, Any]
+    changed: bool  # by this run, as the images are others than those before
+    superseded: bool = False  # it is a newer run's
 
 
 def prediction_artifact(corpus: Corpus, classifier: Artifact, spec: ClipSpec) -> Artifact:
@@ -25,57 +38,75 @@ def prediction_artifact(corpus: Corpus, classifier: Artifact, spec: ClipSpec) ->
 
 
 def publish(
-    artifact: Artifact, corpus: Corpus, rejected: dict[str, str], classifier: Artifact, limits: Drift
-) -> dict[str, Any]:
-    """Bring the manifest up to date with the committed shards, and return it.
+    artifact: Artifact,
+    corpus: Corpus,
+    rejected: dict[str, str],
+    classifier: Artifact,
+    limits: Drift | None = None,
+) -> Published:
+    """Bring the manifest up to date with the committed shards.
 
-    It lists the files that hold the predictions of the corpus as it is now (`parts`), the new shards that still wait to
-    be enough for a comparison (`waiting`), and the newest comparison of new images with all before (`drift`, see
-    `drift.compare`; None as long as there was none). Every growth also stays in a file of its own. The `rejected`
-    images (id -> reason) are written beside it.
+    It lists the files that hold the predictions of the corpus as it is now (`parts`), and what the nights have seen of
+    it so far (`watch`). Every growth also stays in a file of its own. The `rejected` images (id -> reason) are written
+    beside it. Only a job with `limits` compares; what is new to another one waits for it.
     """
     states, before = [s.state for s in corpus.shards], artifact.manifest()
-    if before and before["shards"] == states and before["rejected"] == len(rejected):
-        return before
-    commits = artifact.read_commits(states)
-    figures = {shard.id: commit["figures"] for shard, commit in zip(corpus.shards, commits, strict=True)}
-    known = {state.partition("-")[0] for state in before["shards"]} if before else figures.keys()
-    added = figures.keys() - known
-    listed_before = drift.listed(before["figures"]) if before else 0
-    still = drift.listed(drift.total(figures[i] for i in figures.keys() & known))
-    about = _grow(before, figures, added, classifier, limits)
-    if before:
-        artifact.store.write_json(artifact.name(f"growth/{fingerprint(states)}.json"), about)
+    changed = not before or before["shards"] != states or before["rejected"] != len(rejected)
+    last = before or _manifest_of_another_classifier(artifact, corpus)
+    facts = before if before and not changed else _facts(artifact, corpus, classifier, len(rejected), last)
+    watch: Watch = facts["watch"]
+    if limits:
+        about = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "classifier": classifier.folder}
+        watch = compare(watch, limits, _classnames(classifier), about)
+    if before and not changed and watch == before["watch"]:
+        return Published(before, changed=False)
+    # Of two runs at once, the one that listed later knows more. Its manifest must not go back; none is worse than ours.
+    if before and read_corpus(corpus.artifact).digest != corpus.digest:
+        log.warning("%-12s not published: a newer run has listed the images since, and it publishes", "predictions")
+        return Published(artifact.manifest() or before, changed=False, superseded=True)
+    if last:
+        night = {k: v for k, v in watch.items() if k not in ("counts", "seen")}
+        name = fingerprint([last["watch"]["changes"], states])  # the same again where a kill came between
+        artifact.store.write_json(artifact.name(f"growth/{name}.json"), night)
     files = artifact.write_file("rejected.parquet", rejected_table(rejected))
-    return artifact.finish(
-        files=files,
-        classifier=classifier.folder,
-        images=sum(c["rows"] for c in commits),
-        new=sum(figures[i]["images"] for i in added) if before else drift.total(figures.values())["images"],
-        removed=listed_before - still if before else 0,
-        listed_before=listed_before,
-        rejected=len(rejected),
-        parts=[part for c in commits for part in c["parts"]],
-        shards=states,
-        figures=drift.total(figures.values()),
-        **about,
-    )
+    return Published(artifact.finish(**facts | {"files": files, "watch": watch}), changed)
 
 
-def _grow(
-    before: dict[str, Any] | None,
-    figures: dict[str, drift.Figures],
-    added: Set[str],
-    classifier: Artifact,
-    limits: Drift,
+def _facts(
+    artifact: Artifact, corpus: Corpus, classifier: Artifact, rejected: int, last: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The new shards beside all others, as they are now; too few images wait, and the last comparison stands."""
-    waiting = added | (set(before["waiting"]) & figures.keys() if before else set())
-    new = drift.total(figures[i] for i in sorted(waiting))
-    old = drift.total(figures[i] for i in sorted(figures.keys() - waiting))
-    if not drift.can_compare(new, limits) or not drift.listed(old):
-        return {"waiting": sorted(waiting), "drift": before and before["drift"]}
+    """What the manifest says of the committed shards, `last` being the corpus' one before."""
+    commits = artifact.read_commits(s.state for s in corpus.shards)
+    figures = {shard.id: commit["figures"] for shard, commit in zip(corpus.shards, commits, strict=True)}
+    if last:
+        same = last["fingerprint"] == artifact.fingerprint
+        watch = grow(last["watch"] if same else carry_over(last["watch"], figures), figures)
+    else:
+        watch = start(figures)
+    return {
+        "corpus": corpus.artifact.folder,
+        "classifier": classifier.folder,
+        "images": sum(c["rows"] for c in commits),
+        "rejected": rejected,
+        "parts": [part for c in commits for part in c["parts"]],
+        "shards": [s.state for s in corpus.shards],
+        "figures": total(figures.values()),
+        "watch": watch,
+    }
+
+
+def _manifest_of_another_classifier(artifact: Artifact, corpus: Corpus) -> dict[str, Any] | None:
+    """The newest manifest of predictions for the same corpus, if any classifier has labeled it."""
+    store, found = artifact.store, []
+    for folder in store.folders():
+        step, _, digest = folder.rpartition("-")
+        manifest = Artifact(store, step, digest).manifest() if step == artifact.step else None
+        if manifest and manifest.get("corpus") == corpus.artifact.folder:  # those of earlier versions do not say it
+            found.append(manifest)
+    return max(found, key=lambda m: int(m["watch"]["changes"]), default=None)
+
+
+def _classnames(classifier: Artifact) -> tuple[str, ...]:
     manifest = classifier.manifest()
     assert manifest is not None
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"waiting": [], "drift": {"time": time, **drift.compare(new, old, tuple(manifest["classnames"]))}}
+    return tuple(manifest["classnames"])
