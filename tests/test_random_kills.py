@@ -27,7 +27,7 @@ KILLS_OF_A_KIND = 3  # in a job: what runs longest, loading weights, would be st
 PAUSE_S = (0.05, 1.5)  # between two lots
 OTHERS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # they live and die with a node
 RAYS_OWN = re.compile(r"_|ActorLocationTracker")  # actors that Ray Data keeps beside its work, from start to end
-OTHER_KILLS = 0.15  # share of the lots that fall on the driver, a node or one of Ray's own actors; the others on work
+OTHER_KILLS = 0.05  # share of the lots that fall on the driver, a node or one of Ray's own actors; the others on work
 
 
 @pytest.fixture
