@@ -169,7 +169,7 @@ def test_an_alert_can_be_an_exit_status(short_run: dict[str, Any], short_world: 
     manifest = json.loads((predictions / "manifest.json").read_text())
     found = {"class_shift": 0.9, "class_shift_beyond_chance": 0.8, "class_shift_visible": 0.1}
     found |= {"images": 200, "images_before": 200, "confidence_rise": 0, "confidence_drop_p": 1}
-    manifest["watch"]["drift"] = {"classes": found}
+    manifest["growth"]["drift"] = {"classes": found}
     del manifest["sha256"]
     (predictions / "manifest.json").write_bytes(integrity.seal_json(manifest))
     command = [

@@ -48,8 +48,8 @@ def main_job(store: Store, shards: dict[str, Figures], **how: Any) -> dict[str, 
 
 
 def alerts(manifest: dict[str, Any]) -> list[str]:
-    watch = manifest["watch"]
-    return drift.alerts(watch["drift"], watch["removed"], watch["listed_before"], Drift())
+    growth = manifest["growth"]
+    return drift.alerts(growth["drift"], growth["removed"], growth["listed_before"], Drift())
 
 
 @pytest.fixture
@@ -59,10 +59,10 @@ def store(tmp_path: Path) -> Store:
 
 def test_the_manifest_is_that_of_the_images_as_they_are_now(store: Store) -> None:
     first = night(store, {"a": figures(300, 100, rejected=5)})
-    assert (first["images"], first["parts"], first["shards"], first["watch"]["new"]) == (400, ["parts/a"], ["a"], 400)
+    assert (first["images"], first["parts"], first["shards"], first["growth"]["new"]) == (400, ["parts/a"], ["a"], 400)
     second = night(store, {"b": figures(60, 60)})
     assert (second["images"], second["parts"], second["figures"]) == (120, ["parts/b"], figures(60, 60))
-    assert (second["watch"]["new"], second["watch"]["removed"]) == (120, 405)
+    assert (second["growth"]["new"], second["growth"]["removed"]) == (120, 405)
 
 
 def test_nothing_new_writes_nothing(store: Store) -> None:
@@ -95,11 +95,11 @@ def test_the_main_job_compares_nothing_and_lets_its_images_wait(store: Store) ->
     waits = night(store, shards)
     shards["d"] = figures(60, 30)
     trained = main_job(store, shards)
-    assert list(trained["watch"]["waiting"]) == ["c", "d"]
-    assert trained["watch"]["drift"] == waits["watch"]["drift"] == raised["watch"]["drift"]
+    assert list(trained["growth"]["waiting"]) == ["c", "d"]
+    assert trained["growth"]["drift"] == waits["growth"]["drift"] == raised["growth"]["drift"]
     published = label(listing(store, shards), shards)  # no image has changed, but now there is somebody to compare
-    assert (published.changed, published.manifest["watch"]["waiting"]) == (False, {})
-    assert published.manifest["watch"]["drift"]["classes"]["images"] == 180
+    assert (published.changed, published.manifest["growth"]["waiting"]) == (False, {})
+    assert published.manifest["growth"]["drift"]["classes"]["images"] == 180
     assert alerts(published.manifest) == []
     assert night(store, shards) == published.manifest
 
@@ -107,7 +107,7 @@ def test_the_main_job_compares_nothing_and_lets_its_images_wait(store: Store) ->
 def test_the_images_of_the_training_are_what_the_first_night_compares_with(store: Store) -> None:
     main_job(store, {"a": figures(300)})
     first = night(store, {"a": figures(300), "b": figures(0, 150)})
-    assert first["watch"]["new"] == 150
+    assert first["growth"]["new"] == 150
     assert len(alerts(first)) == 1
 
 
@@ -119,8 +119,8 @@ def test_another_classifier_goes_on_where_the_one_before_was(store: Store) -> No
     anew = {"a": figures(150, 150), "b": figures(30, 30), "d": figures(25, 25)}  # it sees bees among the old ones
     first = label(listing(store, anew), anew, classifier="e")
     assert first.changed
-    assert (first.manifest["watch"]["new"], first.manifest["watch"]["removed"]) == (50, 0)
-    found = first.manifest["watch"]["drift"]["classes"]
+    assert (first.manifest["growth"]["new"], first.manifest["growth"]["removed"]) == (50, 0)
+    found = first.manifest["growth"]["drift"]["classes"]
     assert (found["images"], found["images_before"], found["classifier"]) == (110, 300, "classifier-e")
     assert found["class_shift"] == 0
     assert label(listing(store, anew), anew, classifier="e").manifest == first.manifest
@@ -131,15 +131,15 @@ def test_each_of_many_classifiers_goes_on_from_the_newest_one(store: Store) -> N
     night(store, shards, classifier="z")
     for i, classifier in enumerate("ycxbd"):
         shards[f"n{i}"] = figures(30)
-        watch = night(store, shards, classifier=classifier)["watch"]
-        assert (watch["new"], watch["changes"]) == (30, i + 2)
-        assert list(watch["waiting"]) == ([] if i == 3 else [f"n{k}" for k in range(4 if i > 3 else 0, i + 1)])
+        growth = night(store, shards, classifier=classifier)["growth"]
+        assert (growth["new"], growth["changes"]) == (30, i + 2)
+        assert list(growth["waiting"]) == ([] if i == 3 else [f"n{k}" for k in range(4 if i > 3 else 0, i + 1)])
 
 
 def test_another_corpus_has_nothing_to_go_on_from(store: Store) -> None:
     shards = {"a": figures(300)}
     night(store, shards)
-    elsewhere = label(listing(store, shards, "/others"), shards, classifier="e").manifest["watch"]
+    elsewhere = label(listing(store, shards, "/others"), shards, classifier="e").manifest["growth"]
     assert (elsewhere["new"], elsewhere["seen"]["images"], elsewhere["waiting"]) == (300, 300, {})
 
 
@@ -155,15 +155,15 @@ def test_the_older_one_of_two_runs_leaves_the_manifest_to_the_newer_one(
     assert "a newer run has listed the images since" in caplog.text
     assert (first.superseded, first.changed, first.manifest["images"]) == (True, False, 300)
     second = label(newer, late)
-    assert (second.superseded, second.changed, second.manifest["watch"]["new"]) == (False, True, 260)
+    assert (second.superseded, second.changed, second.manifest["growth"]["new"]) == (False, True, 260)
     last = label(older, early)
     assert (last.superseded, last.changed, last.manifest) == (True, False, second.manifest)
     assert night(store, late) == second.manifest
-    assert second.manifest["watch"]["removed"] == 0
+    assert second.manifest["growth"]["removed"] == 0
 
 
 def test_an_older_run_publishes_where_there_is_nothing_yet(store: Store) -> None:
     early, late = {"a": figures(300)}, {"a": figures(300), "b": figures(60, 60)}
     older, newer = listing(store, early), listing(store, late)
     assert label(older, early).changed
-    assert label(newer, late).manifest["watch"]["new"] == 120
+    assert label(newer, late).manifest["growth"]["new"] == 120

@@ -179,11 +179,11 @@ def _embed(inputs: Inputs, needed: Iterable[Shard], job: Predict, cluster: RayCl
 
 def summarize(inputs: Inputs, job: Predict, published: Published) -> dict[str, Any]:
     """What a program wants to know of a run: places, counts, figures of all images, drift of the newest, alerts."""
-    manifest, watch = published.manifest, published.manifest["watch"]
-    alerts = drift.alerts(watch["drift"], watch["removed"], watch["listed_before"], job.drift)
+    manifest, growth = published.manifest, published.manifest["growth"]
+    alerts = drift.alerts(growth["drift"], growth["removed"], growth["listed_before"], job.drift)
     for alert in alerts:
         log.warning("%-12s %s", "drift", alert)
-    hint = drift.blind(watch["drift"], job.drift)
+    hint = drift.blind(growth["drift"], job.drift)
     if hint:
         log.info("%-12s %s", "drift", hint)
     return {
@@ -192,11 +192,11 @@ def summarize(inputs: Inputs, job: Predict, published: Published) -> dict[str, A
         "predictions": inputs.predictions.uri,
         "superseded": published.superseded,
         "images": manifest["images"],
-        "new": watch["new"] if published.changed else 0,
-        "removed": watch["removed"] if published.changed else 0,
+        "new": growth["new"] if published.changed else 0,
+        "removed": growth["removed"] if published.changed else 0,
         "rejected": manifest["rejected"],
         **{f"mean_{name}": value for name, value in means(manifest["figures"]).items()},
-        "waiting": total(watch["waiting"].values())["images"],
-        "growth": watch["drift"] or None,
+        "waiting": total(growth["waiting"].values())["images"],
+        "growth": growth["drift"] or None,
         "alerts": alerts,
     }

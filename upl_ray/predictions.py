@@ -12,9 +12,9 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.corpus import Corpus, read_corpus
 from upl_ray.features import feature_artifact
 from upl_ray.figures import total
+from upl_ray.growth import Growth, carry_over, compare, grow, start
 from upl_ray.predict_config import Drift
 from upl_ray.rejected import rejected_table
-from upl_ray.watch import Watch, carry_over, compare, grow, start
 
 log = logging.getLogger(__name__)
 
@@ -47,29 +47,29 @@ def publish(
     """Bring the manifest up to date with the committed shards.
 
     It lists the files that hold the predictions of the corpus as it is now (`parts`), and what the nights have seen of
-    it so far (`watch`). Every growth also stays in a file of its own. The `rejected` images (id -> reason) are written
+    it so far (`growth`). Every growth also stays in a file of its own. The `rejected` images (id -> reason) are written
     beside it. Only a job with `limits` compares; what is new to another one waits for it.
     """
     states, before = [s.state for s in corpus.shards], artifact.manifest()
     changed = not before or before["shards"] != states or before["rejected"] != len(rejected)
     last = before or _manifest_of_another_classifier(artifact, corpus)
     facts = before if before and not changed else _facts(artifact, corpus, classifier, len(rejected), last)
-    watch: Watch = facts["watch"]
+    growth: Growth = facts["growth"]
     if limits:
         about = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "classifier": classifier.folder}
-        watch = compare(watch, limits, _classnames(classifier), about)
-    if before and not changed and watch == before["watch"]:
+        growth = compare(growth, limits, _classnames(classifier), about)
+    if before and not changed and growth == before["growth"]:
         return Published(before, changed=False)
     # Of two runs at once, the one that listed later knows more. Its manifest must not go back; none is worse than ours.
     if before and read_corpus(corpus.artifact).digest != corpus.digest:
         log.warning("%-12s not published: a newer run has listed the images since, and it publishes", "predictions")
         return Published(artifact.manifest() or before, changed=False, superseded=True)
     if last:
-        night = {k: v for k, v in watch.items() if k not in ("counts", "seen")}
-        name = fingerprint([last["watch"]["changes"], states])  # the same again where a kill came between
+        night = {k: v for k, v in growth.items() if k not in ("counts", "seen")}
+        name = fingerprint([last["growth"]["changes"], states])  # the same again where a kill came between
         artifact.store.write_json(artifact.name(f"growth/{name}.json"), night)
     files = artifact.write_file("rejected.parquet", rejected_table(rejected))
-    return Published(artifact.finish(**facts | {"files": files, "watch": watch}), changed)
+    return Published(artifact.finish(**facts | {"files": files, "growth": growth}), changed)
 
 
 def _facts(
@@ -80,9 +80,9 @@ def _facts(
     figures = {shard.id: commit["figures"] for shard, commit in zip(corpus.shards, commits, strict=True)}
     if last:
         same = last["fingerprint"] == artifact.fingerprint
-        watch = grow(last["watch"] if same else carry_over(last["watch"], figures), figures)
+        growth = grow(last["growth"] if same else carry_over(last["growth"], figures), figures)
     else:
-        watch = start(figures)
+        growth = start(figures)
     return {
         "corpus": corpus.artifact.folder,
         "classifier": classifier.folder,
@@ -91,7 +91,7 @@ def _facts(
         "parts": [part for c in commits for part in c["parts"]],
         "shards": [s.state for s in corpus.shards],
         "figures": total(figures.values()),
-        "watch": watch,
+        "growth": growth,
     }
 
 
@@ -103,7 +103,7 @@ def _manifest_of_another_classifier(artifact: Artifact, corpus: Corpus) -> dict[
         manifest = Artifact(store, step, digest).manifest() if step == artifact.step else None
         if manifest and manifest.get("corpus") == corpus.artifact.folder:  # those of earlier versions do not say it
             found.append(manifest)
-    return max(found, key=lambda m: int(m["watch"]["changes"]), default=None)
+    return max(found, key=lambda m: int(m["growth"]["changes"]), default=None)
 
 
 def _classnames(classifier: Artifact) -> tuple[str, ...]:

@@ -19,45 +19,45 @@ from upl_ray.drift import compare_classes, compare_unreadable
 from upl_ray.figures import Figures, listed, total
 from upl_ray.predict_config import Drift
 
-Watch = dict[str, Any]
+Growth = dict[str, Any]
 
 
-def start(figures: dict[str, Figures]) -> Watch:
+def start(figures: dict[str, Figures]) -> Growth:
     """The first time: later images are compared with all that are there, given as shard id -> figures."""
     seen = total(figures.values())
     about = {"new": seen["images"], "removed": 0, "listed_before": 0, "changes": 1}
     return {"counts": _counts(figures), "seen": seen, "waiting": {}, "drift": {}, **about}
 
 
-def carry_over(watch: Watch, figures: dict[str, Figures]) -> Watch:
+def carry_over(growth: Growth, figures: dict[str, Figures]) -> Growth:
     """The same under another classifier, whose figures of the present shards are given.
 
     Shards that were seen stay seen, and those that waited wait. What is gone has no figures by this classifier, so it
     no longer counts. The last comparison stands: both of its sides were of one classifier.
     """
-    waiting = {i: figures[i] for i in watch["waiting"] if i in figures}
-    seen = total(figures[i] for i in sorted(figures) if i in watch["counts"] and i not in waiting)
-    return watch | {"seen": seen, "waiting": waiting}
+    waiting = {i: figures[i] for i in growth["waiting"] if i in figures}
+    seen = total(figures[i] for i in sorted(figures) if i in growth["counts"] and i not in waiting)
+    return growth | {"seen": seen, "waiting": waiting}
 
 
-def grow(watch: Watch, figures: dict[str, Figures]) -> Watch:
+def grow(growth: Growth, figures: dict[str, Figures]) -> Growth:
     """After a change of the corpus: unknown shards join those that wait.
 
     Images that come back into a known shard count as new, but wait no second time.
     """
-    before, now = watch["counts"], _counts(figures)
+    before, now = growth["counts"], _counts(figures)
     none = [0, 0]
-    return watch | {
+    return growth | {
         "counts": now,
-        "waiting": watch["waiting"] | {i: f for i, f in figures.items() if i not in before},
+        "waiting": growth["waiting"] | {i: f for i, f in figures.items() if i not in before},
         "new": sum(max(0, n[0] - before.get(i, none)[0]) for i, n in now.items()),
         "removed": sum(max(0, sum(n) - sum(now.get(i, none))) for i, n in before.items()),
         "listed_before": sum(map(sum, before.values())),
-        "changes": watch["changes"] + 1,
+        "changes": growth["changes"] + 1,
     }
 
 
-def compare(watch: Watch, limits: Drift, classnames: tuple[str, ...], about: dict[str, Any]) -> Watch:
+def compare(growth: Growth, limits: Drift, classnames: tuple[str, ...], about: dict[str, Any]) -> Growth:
     """The images that wait beside all seen before, where both are enough; those that were compared are seen.
 
     Unreadable images tell nothing about classes and confidence. So the share of unreadable ones is compared as soon as
@@ -65,22 +65,22 @@ def compare(watch: Watch, limits: Drift, classnames: tuple[str, ...], about: dic
     that kind stands. As long as fewer than `min_images` were seen, there is nothing to compare with.
 
     Args:
-        watch: not changed.
+        growth: not changed.
         limits: the configured ones.
         classnames: of the classifier.
         about: what a comparison says of itself: its time, its classifier.
     """
-    new, old = total(watch["waiting"].values()), watch["seen"]
-    joined = watch | {"seen": total([old, new]), "waiting": {}}
+    new, old = total(growth["waiting"].values()), growth["seen"]
+    joined = growth | {"seen": total([old, new]), "waiting": {}}
     if old["images"] < limits.min_images:
         return joined
-    drift = dict(watch["drift"])
+    drift = dict(growth["drift"])
     if listed(new) >= limits.min_images:
         found = compare_unreadable(new, old)
         if not found.items() <= drift.get("unreadable", {}).items():  # the same images again are no news
             drift["unreadable"] = about | found
     if new["images"] < limits.min_images:
-        return watch | {"drift": drift}
+        return growth | {"drift": drift}
     drift["classes"] = about | compare_classes(new, old, classnames)
     return joined | {"drift": drift}
 

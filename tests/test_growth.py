@@ -7,30 +7,30 @@ from typing import Any
 import pytest
 from made_up import figures
 
-from upl_ray import drift, watch
+from upl_ray import drift, growth
 from upl_ray.figures import Figures, total
+from upl_ray.growth import Growth
 from upl_ray.predict_config import Drift
-from upl_ray.watch import Watch
 
 NAMES = ("ant", "bee")
 
 
-def night(seen: Watch | None, limits: Drift | None = None, **shards: Figures) -> Watch:
+def night(seen: Growth | None, limits: Drift | None = None, **shards: Figures) -> Growth:
     """A night on which the corpus is these shards."""
-    grown = watch.grow(seen, shards) if seen else watch.start(shards)
-    return watch.compare(grown, limits or Drift(), NAMES, {"time": "tonight"})
+    grown = growth.grow(seen, shards) if seen else growth.start(shards)
+    return growth.compare(grown, limits or Drift(), NAMES, {"time": "tonight"})
 
 
-def alerts(seen: Watch, limits: Drift | None = None) -> list[str]:
+def alerts(seen: Growth, limits: Drift | None = None) -> list[str]:
     return drift.alerts(seen["drift"], seen["removed"], seen["listed_before"], limits or Drift())
 
 
-def fields(seen: Watch, limits: Drift | None = None) -> list[str]:
+def fields(seen: Growth, limits: Drift | None = None) -> list[str]:
     """The limits that are exceeded."""
     return [a.rpartition("drift.")[2].split()[0] for a in alerts(seen, limits)]
 
 
-def compared(seen: Watch, kind: str = "classes") -> tuple[int, int]:
+def compared(seen: Growth, kind: str = "classes") -> tuple[int, int]:
     found: dict[str, Any] = seen["drift"][kind]
     return found["images"], found["images_before"]
 
@@ -152,7 +152,7 @@ def test_another_classifier_judges_the_same_images_anew() -> None:
         retrained = 0.9 if i in (1, 2) else 0.5  # each classifier is as sure of all images
         sizes = {k: 300 if k == "a" else 40 for k in bees}
         shards = {k: figures(sizes[k] - bees[k], bees[k], confidence=retrained) for k in bees}
-        seen = night(watch.carry_over(seen, shards) if i in (1, 3) else seen, **shards)
+        seen = night(growth.carry_over(seen, shards) if i in (1, 3) else seen, **shards)
         waiting.append(sorted(seen["waiting"]))
     assert waiting == [["n0"], ["n0", "n1"], [], ["n3"], ["n3", "n4"]]
     assert compared(seen) == (120, 300)
@@ -163,7 +163,7 @@ def test_figures_of_two_classifiers_are_never_added() -> None:
     seen = night(None, a=figures(200, 200), gone=figures(100, 100))
     seen = night(seen, a=figures(200, 200), b=figures(30, 30))
     anew = {"a": figures(400, confidence=0.9), "b": figures(60, confidence=0.9), "c": figures(50, confidence=0.9)}
-    carried = watch.carry_over(seen, anew)
+    carried = growth.carry_over(seen, anew)
     assert (carried["seen"], carried["waiting"]) == (anew["a"], {"b": anew["b"]})
     grown = night(carried, **anew)
     assert (grown["new"], grown["removed"], grown["listed_before"]) == (50, 0, 460)
@@ -175,7 +175,7 @@ def test_figures_of_two_classifiers_are_never_added() -> None:
 def test_an_alert_outlives_a_change_of_classifier_until_the_next_comparison() -> None:
     shards = {"a": figures(300), "b": figures(0, 150)}
     seen = night(night(None, a=figures(300)), **shards)
-    seen = night(watch.carry_over(seen, shards), **shards)
+    seen = night(growth.carry_over(seen, shards), **shards)
     assert fields(seen) == ["max_class_shift"]
     assert alerts(night(seen, **shards, c=figures(80, 40))) == []
 
@@ -183,7 +183,7 @@ def test_an_alert_outlives_a_change_of_classifier_until_the_next_comparison() ->
 def test_all_that_was_seen_is_gone_as_the_classifier_changes() -> None:
     """Nothing is left that could be compared with: tonight's images are the next nights' baseline."""
     seen = night(night(None, a=figures(300)), b=figures(300))
-    seen = night(watch.carry_over(seen, {"c": figures(0, 200)}), c=figures(0, 200))
+    seen = night(growth.carry_over(seen, {"c": figures(0, 200)}), c=figures(0, 200))
     assert (compared(seen), seen["seen"]["images"], seen["waiting"]) == ((300, 300), 200, {})
     assert compared(night(seen, d=figures(200))) == (200, 200)
 
