@@ -139,8 +139,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def wait_for_resources(compute: Compute, local: bool = False) -> None:
     """Ask an autoscaling cluster for what the configuration wants, or else for one CPU, and wait until it is there.
 
-    The wish is a placement group, so it ends with this driver, however that ends: no node stays up for a dead job. What
-    does not come in time is done without, unless that is all.
+    The wish is placement groups, so it ends with this driver, however that ends: no node stays up for a dead job. Each
+    is for one unit, for the autoscaler starts nothing for a group that it cannot serve as a whole. What does not come in
+    time is done without, unless that is all.
 
     Raises:
         JobError: after `compute.wait_for_resources_s` there is no CPU.
@@ -152,11 +153,12 @@ def wait_for_resources(compute: Compute, local: bool = False) -> None:
         log.warning("%-12s is local and goes on without %s of compute.request", "ray", missing(wanted))
         return
     log.info("%-12s waits up to %d s for %s", "ray", compute.wait_for_resources_s, missing(wanted))
-    wish = placement_group([{kind: 1.0} for kind, count in wanted.items() for _ in range(count)])
+    wishes = [placement_group([{kind: 1.0}]) for kind, count in wanted.items() for _ in range(count)]
     deadline = time.monotonic() + compute.wait_for_resources_s
     while missing(wanted) and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    remove_placement_group(wish)
+    for wish in wishes:
+        remove_placement_group(wish)
     if not ray.cluster_resources().get("CPU"):
         raise JobError(
             f"No node with a CPU for work came up within compute.wait_for_resources_s = {compute.wait_for_resources_s} "
