@@ -140,7 +140,7 @@ def wait_for_resources(compute: Compute, local: bool = False) -> None:
     """Ask an autoscaling cluster for what the configuration wants, or else for one CPU, and wait until it is there.
 
     The wish is placement groups, so it ends with this driver, however that ends: no node stays up for a dead job. Each
-    is for one unit, for the autoscaler starts nothing for a group that it cannot serve as a whole. What does not come in
+    is for one unit, as the autoscaler starts nothing for a group that it cannot serve as a whole. What does not come in
     time is done without, unless that is all.
 
     Raises:
