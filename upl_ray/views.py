@@ -29,7 +29,7 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute, JobError, Views
 from upl_ray.corpus import Corpus
 from upl_ray.embed import Encoder
-from upl_ray.pools import add_pool, configure_data, in_one_sentence, plan
+from upl_ray.pools import add_pool, configure_data, in_one_sentence, needs_of, plan
 from upl_ray.progress import Progress
 from upl_ray.reading import read_images
 
@@ -92,7 +92,7 @@ def _encode_views(
     write = partial(write_views, artifact=artifact)
     receipts = encoded.map_batches(write, batch_size=IMAGES_PER_TASK, batch_format="pandas")
     progress = Progress("views", len(todo), "images")
-    with in_one_sentence(compute):
+    with in_one_sentence(compute, needs_of([(spec, pool)])):
         for receipt in receipts.iter_rows():
             image_ids = json.loads(receipt["image_ids"])
             artifact.commit(fingerprint(image_ids), parts=[receipt["part"]], image_ids=image_ids)
