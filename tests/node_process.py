@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 
 class Nodes:
-    """A head and two worker nodes, each with two CPUs."""
+    """A head and two worker nodes, each with two CPUs, the younger with so many GPUs, which are only declared."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], gpus: int = 0) -> None:
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         outside = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | environment
@@ -30,7 +30,7 @@ class Nodes:
         }
         with (folder / "log").open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "tests" / "nodes.py")],
+                [sys.executable, str(ROOT / "tests" / "nodes.py"), str(gpus)],
                 env=self.environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

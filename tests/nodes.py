@@ -2,6 +2,8 @@
 
 Prints the cluster's address as JSON, then answers each line of its input with a line of JSON: `lose` kills the younger
 worker node, `gain` adds one, `where` tells on which nodes each kind of task and actor ran. It ends with its input.
+
+usage: python nodes.py [GPUS]                 GPUs that the younger worker node says it has
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def main() -> None:
         port = free.getsockname()[1]
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    workers = [cluster.add_node(num_cpus=2) for _ in range(2)]
+    gpus = int(*sys.argv[1:])
+    workers = [cluster.add_node(num_cpus=2, num_gpus=n) for n in (0, gpus)]
     cluster.wait_for_nodes()
     print(json.dumps(cluster.address), flush=True)
     for line in sys.stdin:

@@ -10,6 +10,9 @@ import pytest
 import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
+from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster.yaml"
@@ -55,11 +58,30 @@ def test_ray_refuses_a_broken_copy(
         validate(cluster)
 
 
+@pytest.mark.parametrize("running", [None, 0, 2], ids=lambda n: f"{n} spot nodes run")
+def test_the_autoscaler_reads_it_as_shipped_and_after_the_remedy_for_missing_spot_capacity(
+    cluster: dict[str, Any], running: int | None
+) -> None:
+    if running is not None:
+        cluster["available_node_types"]["spot-g6"]["max_workers"] = running
+    # As Ray's autoscaler reads the file in every cycle, whose errors it only logs; the hashes need its mounted files.
+    types = AutoscalingConfig(cluster, skip_content_hash=True).get_node_type_configs()
+    assert types["spot-g6"].max_worker_nodes == (4 if running is None else running)
+    assert types["spot-g6"].priority > types["spot-g5"].priority > types["on-demand-g6"].priority
+
+
+def test_this_ray_still_remembers_nothing_of_a_cloud_that_had_no_capacity() -> None:
+    """What cluster.yaml says about spot and on-demand: when this fails, Ray may have learned to move on by itself."""
+    monitor, failed = CloudResourceMonitor(), Instance.ALLOCATION_FAILED
+    monitor.notify([InstanceUpdateEvent(instance_id="1", new_instance_status=failed, instance_type="spot-g6")])
+    assert monitor.get_resource_availabilities() == monitor.get_recoverable_resource_availabilities() == {}
+
+
 def test_the_head_runs_no_work_and_workers_have_gpus(cluster: dict[str, Any]) -> None:
     types = dict(cluster["available_node_types"])
     assert types.pop(cluster["head_node_type"])["resources"] == {"CPU": 0}
     assert all(worker["resources"]["GPU"] > 0 for worker in types.values())
-    assert sum(worker["min_workers"] for worker in types.values()) == 1  # jobs plan from the nodes that are up
+    assert all(worker["min_workers"] == 0 for worker in types.values())  # a job asks for nodes before it plans
 
 
 def test_spot_comes_before_on_demand(cluster: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The main job's manners: exit status, one clear sentence for each refusal, and help that documents every field."""
 
+import json
 import os
 import re
 import subprocess
@@ -39,7 +40,8 @@ def test_the_job_exits_2_with_a_clear_sentence(tmp_path: Path, args: list[str], 
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump({**GOOD, "storage_path": str(tmp_path / "results")}))
     status, out, err = job(*(a.format(file=path) for a in args))
-    assert (status, out) == (2, "")
+    (line,) = out.splitlines()
+    assert (status, json.loads(line)["status"]) == (2, "failed")
     assert [w for w in words if w not in err] == []
     assert "Traceback" not in err
 

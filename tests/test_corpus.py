@@ -102,14 +102,17 @@ def test_a_file_that_changed_back_counts_once(root: Path) -> None:
     first = listed(root)
     victim = ids_of(first, first.shards[0])[0]
     write(root, victim, "other")
-    listed(root)
+    second = listed(root)
     write(root, victim)
     third = listed(root)
-    assert third.shards == first.shards  # the old row is valid again, and the shard between is gone
+    assert third.shards[:3] == second.shards[:3]
+    assert [ids_of(third, s) for s in third.shards[3:]] == [[victim]]  # the shard between is gone
+    assert third.shards[3].id != second.shards[3].id
     assert present(third) == files(root)
 
 
-def test_a_deleted_file_drops_out_and_can_come_back(root: Path) -> None:
+def test_a_deleted_file_drops_out_and_comes_back_in_a_new_shard(root: Path) -> None:
+    """The old one may have been embedded meanwhile, and then knows the image as a missing file."""
     first = listed(root)
     victim = ids_of(first, first.shards[0])[0]
     (root / victim).unlink()
@@ -118,7 +121,27 @@ def test_a_deleted_file_drops_out_and_can_come_back(root: Path) -> None:
     assert (second.images, second.added) == (19, 0)
     assert present(second) == files(root)
     write(root, victim)
-    assert listed(root).digest == first.digest
+    third = listed(root)
+    assert third.shards[:3] == second.shards
+    assert [ids_of(third, s) for s in third.shards[3:]] == [[victim]]
+    assert (third.images, third.added) == (20, 1)
+    assert listed(root).shards == third.shards
+
+
+def test_the_id_of_a_shard_that_is_gone_is_not_used_again(root: Path) -> None:
+    seen: set[str] = set()
+    for _ in range(3):  # all images of a shard go and come back, as under a folder that is not always mounted
+        corpus = listed(root)
+        assert present(corpus) == files(root)
+        last = corpus.shards[-1]
+        assert last.id not in seen
+        seen.add(last.id)
+        away = ids_of(corpus, last)
+        for image_id in away:
+            (root / image_id).unlink()
+        listed(root)
+        for image_id in away:
+            write(root, image_id)
 
 
 def test_a_shard_without_any_image_left_is_gone(root: Path) -> None:
@@ -132,6 +155,8 @@ def test_a_shard_without_any_image_left_is_gone(root: Path) -> None:
 
 def test_a_random_history_always_lists_what_is_there(root: Path) -> None:
     rng = random.Random(0)
+    before: dict[str, frozenset[str]] = {}
+    gone: set[str] = set()  # ids of shards
     for step in range(25):
         for _ in range(rng.randrange(4)):
             there = files(root)
@@ -146,6 +171,11 @@ def test_a_random_history_always_lists_what_is_there(root: Path) -> None:
         assert present(corpus) == files(root)
         assert corpus.images == len(files(root))
         assert listed(root).digest == corpus.digest
+        now = {s.id: s.removed for s in corpus.shards}
+        assert all(now[i] >= removed for i, removed in before.items() if i in now)  # what is gone stays gone
+        assert not now.keys() & gone
+        gone |= before.keys() - now.keys()
+        before = now
 
 
 def test_other_files_and_hidden_ones_are_ignored(root: Path) -> None:

@@ -21,6 +21,7 @@ from upl_ray.embed import decode_chunk, embed
 from upl_ray.features import feature_artifact, read_features
 from upl_ray.images import Geometry
 from upl_ray.reading import MISSING
+from upl_ray.rejected import find_rejected
 
 SIZES = (224, 288, 384, 448)  # the paper's four resolutions
 
@@ -117,3 +118,18 @@ def test_images_that_are_gone_are_not_looked_for_and_move_no_other(pictures: Pat
     assert np.array_equal(rest[geometry.key][5:], whole[geometry.key][5:])
     first = decode_chunk(shard.root, corpus.listing(shard).slice(0, 5), [geometry], gone)  # all of a chunk
     assert first["reasons"] == [MISSING] * 5
+
+
+def test_an_image_that_was_away_while_its_shard_was_embedded_is_embedded_when_it_is_back(
+    cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
+) -> None:
+    folder, store = tmp_path / "pictures", Store(str(tmp_path / "storage"))
+    shutil.copytree(pictures, folder)
+    list_corpus(store, Source(uri=str(folder)), 30)
+    (folder / "04.png").rename(tmp_path / "04.png")  # its time stays, as under a mount that is away for a night
+    embed_all(list_corpus(store, Source(uri=str(folder)), 30), specs[:1], Compute(chunk_size=4))
+    (tmp_path / "04.png").rename(folder / "04.png")
+    corpus = list_corpus(store, Source(uri=str(folder)), 30)
+    embed_all(corpus, specs[:1], Compute(chunk_size=4))
+    assert stored(corpus, specs[0])[0] == sorted(p.name for p in pictures.iterdir() if p.name != "broken.jpg")
+    assert list(find_rejected([feature_artifact(store, specs[0])], [corpus])[0]) == ["broken.jpg"]

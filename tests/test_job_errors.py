@@ -1,6 +1,7 @@
 """Faults that no rerun inside the job cures: it ends with one sentence, and the next run goes on."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +62,33 @@ def test_a_storage_error_of_the_driver_is_one_sentence_and_status_1(capsys: pyte
     assert told.err.count("\n") == 1
     assert "No space left on device" in told.err
     assert '"status": "failed"' in told.out
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "status", "traceback"),
+    [
+        ("raise ConfigError('storage_path: it is bad.')", "storage_path: it is bad.", 2, False),
+        ("raise JobError('No GPU is there.')", "No GPU is there.", 1, False),
+        ("raise KeyboardInterrupt", "stopped by a signal", 130, False),
+        ("raise ValueError('one\\ntwo\\nthree')", "unexpected ValueError: one ... three", 1, True),
+        ("raise SystemExit(2)", "the command line is refused", 2, False),
+        ("import ray; ray.init = None; ray.init()", "unexpected TypeError: 'NoneType'", 1, True),
+    ],
+)
+def test_however_a_job_fails_its_last_line_is_json(body: str, error: str, status: int, traceback: bool) -> None:
+    code = (
+        "import sys; from upl_ray.command_line import *; from upl_ray.section import JobError\n"
+        f"def job():\n    {body}\nsys.exit(run_job(job))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == status
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["status"] == ("stopped" if status == 130 else "failed")
+    assert last["error"].startswith(error)
+    assert ("Traceback" in done.stdout) == traceback
 
 
 def test_images_without_permission_stop_the_job_and_are_no_rejections(s3: S3Server, tmp_path: Path) -> None:

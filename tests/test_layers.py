@@ -14,7 +14,7 @@ PACKAGE = ROOT / "upl_ray"
 MODULES = sorted(p for folder in (".", "datasets", "methods") for p in (PACKAGE / folder).glob("*.py"))
 REPORT = sorted((PACKAGE / "report").glob("*.py"))
 WITH_RAY = {"embed", "encode_text", "pools", "label", "selection", "views", "train", "telemetry"}
-WITH_RAY |= {"ray_cluster", "preflight", "pipeline", "runs"}
+WITH_RAY |= {"ray_cluster", "preflight", "pipeline", "runs", "watch"}
 WITHOUT_TORCH = (
     *("config", "schema", "artifacts", "images", "pseudo_labels", "metrics"),
     *("corpus", "sources", "archives", "manifests", "reading", "clip_spec", "progress", "score", "summary"),

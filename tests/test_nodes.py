@@ -84,6 +84,27 @@ def test_a_node_killed_in_embedding_or_in_training_loses_nothing(
 
 
 @pytest.mark.slow
+def test_a_job_whose_gpus_are_all_gone_gives_up_though_cpus_are_left(
+    short_bucket: str, s3: S3Server, tmp_path: Path
+) -> None:
+    (tmp_path / "nodes").mkdir()
+    nodes = Nodes(tmp_path / "nodes", s3.environment(), gpus=1)
+    try:
+        compute = SPREAD | {"wait_for_resources_s": 45, "device": "cpu"}
+        job = nodes.start("upl", section(short_bucket, "no-gpus", compute=compute), tmp_path)
+        wait_until(job, tmp_path, lambda: any(k.startswith("no-gpus/features") for k in s3.objects(short_bucket)))
+        assert "of 1 GPU (cpu)" in (tmp_path / "log").read_text()
+        nodes.ask("lose")
+        out, _ = job.communicate(timeout=250)
+    finally:
+        nodes.stop()
+    assert job.returncode == 1
+    last = json.loads(out.splitlines()[-1])["error"]
+    assert last.startswith("All nodes for vit_a "), last
+    assert "have been gone for compute.wait_for_resources_s = 45 s" in last
+
+
+@pytest.mark.slow
 def test_a_job_whose_nodes_are_all_gone_gives_up_in_one_sentence(
     nodes: Nodes, short_bucket: str, s3: S3Server, tmp_path: Path
 ) -> None:

@@ -16,10 +16,12 @@ import torch
 from conftest import resolve_folder, write_model
 from PIL import Image
 
+from upl_ray import watch
 from upl_ray.clip_model import ClipModel
 from upl_ray.config import Compute, JobError, PoolOptions
-from upl_ray.passes import Pool
-from upl_ray.pools import add_pool, cluster_nodes, configure_data, in_one_sentence
+from upl_ray.passes import Node, Pool
+from upl_ray.pools import add_pool, configure_data, finish_tasks, in_one_sentence, needs_of
+from upl_ray.watch import cluster_nodes, lacking
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,3 +114,31 @@ def test_nodes_are_read_from_ray(cluster: None) -> None:
     (node,) = cluster_nodes()
     assert (node.cpus, node.gpus) == (4, ray.cluster_resources().get("GPU", 0))
     assert 0 < node.memory == ray.cluster_resources()["memory"]
+
+
+def test_a_pool_runs_on_the_nodes_that_it_was_planned_for(small_clip: ClipModel) -> None:
+    bound = PoolOptions(accelerator_type="T4", label_selector={"zone": "a"})
+    on_gpus = needs_of([(small_clip.spec, Pool(0.0, 0.25, 0, 4, "cuda", bound))])
+    there = Node(8.0, 1.0, accelerators=frozenset({"T4"}), labels={"zone": "a"})
+    (words,) = on_gpus
+    assert words == "for small up to 4 actors of 0.25 GPU (cuda, T4, zone a)"
+    assert lacking(on_gpus, [Node(8.0), there]) == ""
+    others = [Node(8.0), Node(8.0, 1.0), Node(8.0, accelerators=frozenset({"T4"}), labels={"zone": "a"})]
+    assert lacking(on_gpus, others) == words
+    on_cpus = needs_of([(small_clip.spec, Pool(0.0, 0.0, 2**20, 1, "cpu", PoolOptions()))])
+    assert lacking(on_cpus, [Node(0.0, 1.0)]) == "for small 1 actor of 0 CPU and 0.0 GiB (cpu)"
+    assert lacking(on_cpus, [Node(0.0), Node(1.0)]) == ""
+
+
+def test_tasks_whose_nodes_are_gone_are_not_waited_for(
+    cluster: None, small_clip: ClipModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watch, "WATCH_S", 0.2)
+    pool = Pool(0.0, 1.0, 0, 1, "cpu", PoolOptions(accelerator_type="H100"))
+    task = ray.remote(num_gpus=1, accelerator_type="H100")(lambda: 1).remote()
+    with pytest.raises(JobError, match=r"^All nodes for small .*H100.* have been gone for .*_s = 2 s; .*again\.$"):
+        finish_tasks("text", [task], "backbones", Compute(wait_for_resources_s=2), needs_of([(small_clip.spec, pool)]))
+    assert sum("waiting up to 2 s" in message for message in caplog.messages) == 1
+    ray.cancel(task)
+    quick = ray.remote(lambda: 1).remote()
+    finish_tasks("text", [quick], "backbones", Compute(wait_for_resources_s=2))  # and the watch ends with the wait

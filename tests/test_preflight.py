@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,12 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 from conftest import resolve_folder, write_model
+from ray._raylet import GcsClient
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.util import placement_group_table
 from worlds import SHORT, job_config
 
@@ -23,6 +30,8 @@ from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.inputs import prepare
 from upl_ray.plan import plan_chain
 from upl_ray.ray_cluster import wait_for_resources
+
+CLUSTER_YAML = Path(__file__).parents[1] / "cluster.yaml"
 
 
 @pytest.fixture
@@ -102,6 +111,32 @@ def test_what_does_not_come_in_time_is_done_without(cluster: None, caplog: pytes
     assert "waits up to 1 s for 2 GPU" in waits
     assert "goes on without 2 GPU of compute.request" in goes_on
     assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}  # no node comes for nothing
+
+
+def test_the_autoscaler_starts_what_it_can_of_a_wish_that_is_larger_than_the_cluster_may_grow(cluster: None) -> None:
+    """What Ray hears of the wish, given to its own scheduler with cluster.yaml's limit of ten GPU nodes."""
+    compute = Compute(request={"GPU": 12}, wait_for_resources_s=5)
+    asking = threading.Thread(target=wait_for_resources, args=(compute,))
+    asking.start()
+    gcs, demands, deadline = GcsClient(ray.get_runtime_context().gcs_address), [], time.monotonic() + 5
+    while len(demands) < 12 and time.monotonic() < deadline:
+        demands = list(get_cluster_resource_state(gcs).pending_gang_resource_requests)
+        time.sleep(0.1)
+    asking.join()
+    config = AutoscalingConfig(yaml.safe_load(CLUSTER_YAML.read_text()), skip_content_hash=True)
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=config.get_node_type_configs(),
+            max_num_nodes=config.get_max_num_nodes(),
+            gang_resource_requests=demands,
+        )
+    )
+    assert {r.instance_type: r.count for r in reply.to_launch if r.instance_type != "head"} == {
+        "spot-g6": 4,
+        "spot-g5": 4,
+        "on-demand-g6": 2,
+    }
 
 
 def test_a_ray_of_the_job_s_own_waits_for_nothing(cluster: None, caplog: pytest.LogCaptureFixture) -> None:

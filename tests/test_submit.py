@@ -85,6 +85,8 @@ def test_bad_input_fails_the_job_with_its_sentence(head: HeadNode) -> None:
     assert job.returncode == 1
     assert head.status("bad") == "FAILED"
     assert "error: The configuration file 'no-such.yaml' does not exist" in job.stdout
+    assert last_line(job.stdout)["status"] == "failed"
+    assert head.submit("jobs/upl.py", "no-such.yaml", job_id="bad").returncode == 1  # the id of a failed job, too
 
 
 @pytest.mark.parametrize(("headers", "status"), [({}, 401), ({"Authorization": "Bearer " + "0" * 64}, 403)])

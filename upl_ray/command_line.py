@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import tyro
@@ -29,11 +29,13 @@ def run_job(job: Callable[[], int]) -> int:
     """Run a job's body with its log on the terminal.
 
     SIGTERM ends the job as Ctrl-C does: actors and trials go with it, and its last line says so. A second one kills.
+    However a job fails, its last line is JSON for programs; a mistake in the program ends with its traceback before it.
 
     Returns:
         What the body returns; 2 where the configuration cannot work, 1 where the job cannot go on, and, as a shell has
         it, 128 + the signal's number where one stopped it.
     """
+    sys.excepthook = _last_word
     received: list[int] = []  # Ray Tune raises an interrupt of its own in place of ours
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -49,18 +51,35 @@ def run_job(job: Callable[[], int]) -> int:
     try:
         return job()
     except ConfigError as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
-        return 2
+        return _ended("failed", shown(str(error)), 2)
     except (JobError, OSError) as error:
-        told = shown(str(error) if isinstance(error, JobError) else storage_fails(error))
-        print(f"error: {told}", file=sys.stderr)
-        print(json.dumps({"status": "failed", "error": told}))
-        return 1
+        return _ended("failed", shown(str(error) if isinstance(error, JobError) else storage_fails(error)), 1)
     except KeyboardInterrupt:
         told = "stopped by a signal; what is finished stays in storage, and the same command goes on from there"
-        print(f"error: {told}", file=sys.stderr)
-        print(json.dumps({"status": "stopped", "error": told}))
-        return 128 + (received[0] if received else signal.SIGINT)
+        return _ended("stopped", told, 128 + (received[0] if received else signal.SIGINT))
+    except SystemExit as left:  # of the parsers of options, which have said why; or after `--help`, which is no failure
+        if left.code:
+            print(_json("failed", "the command line is refused; the reason stands above"))
+        raise
+
+
+def _ended(status: str, told: str, code: int) -> int:
+    """Tell people and programs how the job ended, and return its exit status."""
+    print(f"error: {told}", file=sys.stderr)
+    print(_json(status, told))
+    return code
+
+
+def _json(status: str, told: str) -> str:
+    return json.dumps({"status": status, "error": told})
+
+
+def _last_word(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python calls for an exception that nobody expected: its traceback, then the line for programs."""
+    sys.__excepthook__(kind, error, trace)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    told = " ... ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))  # Ray's own hold whole tracebacks
+    print(_json("failed", shown(f"unexpected {kind.__name__}: {told}")))
 
 
 class _Shown(logging.Formatter):

@@ -2,7 +2,9 @@
 
 A shard is an immutable listing of (image_id, version) under an id made from its content. A later run keeps the shards
 it knows, puts new and changed images into new shards, and notes which rows of old shards are gone, so work that was
-done for a shard stays valid for ever. An archive's shards live and go with it: an unchanged one is not read again.
+done for a shard stays valid for ever. What is gone stays gone: the shard may have been embedded while the image was a
+missing file, so an image that comes back is listed in a new shard, whose id was never in use.
+An archive's shards live and go with it: an unchanged one is not read again.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Shard:
     rows: int
     root: str = ""  # what the files of its listing are relative to
     listing: str = ""  # name of its listing in the store
-    removed: frozenset[str] = field(default_factory=frozenset)  # ids whose file is gone or has changed since
+    removed: frozenset[str] = field(default_factory=frozenset)  # ids whose file was gone or changed since; only grows
     archive: str = ""  # the archive that all of its images lie in, relative to the root; empty for single files
     version: str = ""  # the archive's
 
@@ -56,7 +58,7 @@ class Corpus:
     artifact: Artifact
     roots: tuple[str, ...]
     shards: tuple[Shard, ...]
-    added: int = 0  # images that this listing found for the first time
+    added: int = 0  # images that this listing has put into new shards
 
     @property
     def images(self) -> int:
@@ -99,18 +101,20 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     artifact = Artifact(store, "corpus", fingerprint({"version": VERSION, "roots": roots}))
-    records = (artifact.manifest() or {"shards": {}})["shards"]
+    before = artifact.manifest() or {"shards": {}}
+    records, retired = before["shards"], set(before.get("retired", []))
     shards: dict[str, list[Shard]] = {}
     added = 0
     for root in roots:
         known = [_shard(r) for r in records.get(root, [])]
-        listing = _Listing(artifact, root, f"{root}/" if len(roots) > 1 else "", shard_size)
+        listing = _Listing(artifact, root, f"{root}/" if len(roots) > 1 else "", shard_size, frozenset(retired))
         shards[root], new = listing.update(known, source)
+        retired |= {s.id for s in known if not s.archive} - {s.id for s in shards[root]}
         added += new
     corpus = Corpus(artifact, roots, tuple(s for root in roots for s in shards[root]), added)
     new_records = {root: [s.record() for s in of_root] for root, of_root in shards.items()}
     if new_records != records:
-        artifact.finish(roots=list(roots), images=corpus.images, shards=new_records)
+        artifact.finish(roots=list(roots), images=corpus.images, shards=new_records, retired=sorted(retired))
     return corpus
 
 
@@ -137,6 +141,7 @@ class _Listing:
     address: str
     prefix: str  # in front of every image id
     shard_size: int
+    retired: frozenset[str]  # ids of shards of single files that are gone, with whatever was made of them
 
     def update(self, known: list[Shard], source: Source) -> tuple[list[Shard], int]:
         """The shards as they are now, and how many images are new."""
@@ -165,12 +170,14 @@ class _Listing:
             columns = ["image_id", "version", "label", "file"] if named else ["image_id", "version"]
             read = partial(self.artifact.store.read_hashed, columns=columns)
             for shard, listing in zip(known, pool.map(read, [s.listing for s in known]), strict=True):
-                removed = set()
+                removed = set(shard.removed)
                 pairs = zip(listing["image_id"].to_pylist(), listing["version"].to_pylist(), strict=True)
                 for image_id, version in pairs:
+                    if image_id in removed:
+                        continue
                     if new.get(image_id) == version:
                         del new[image_id]
-                    else:  # gone, changed, or listed again by a later shard
+                    else:  # gone or changed
                         removed.add(image_id)
                 if len(removed) < shard.rows:
                     name = self._refreshed(shard, listing, removed, describe) if named else shard.listing
@@ -212,6 +219,8 @@ class _Listing:
     def _write(self, root: str, table: pa.Table, archive: str = "", version: str = "") -> Shard:
         rows = list(zip(table["image_id"].to_pylist(), table["version"].to_pylist(), strict=True))
         digest = hashlib.sha256(repr((root, rows)).encode()).hexdigest()[:16]
+        while digest in self.retired and not archive:
+            digest = hashlib.sha256(digest.encode()).hexdigest()[:16]
         name = self.artifact.store.write_hashed(self.artifact.name(f"shards/{digest}"), table)
         return Shard(digest, len(rows), root, name, archive=archive, version=version)
 

@@ -35,7 +35,7 @@ from upl_ray.corpus import Corpus, Shard
 from upl_ray.features import feature_artifact, feature_table
 from upl_ray.images import Geometry
 from upl_ray.passes import Pass
-from upl_ray.pools import add_pool, configure_data, in_one_sentence, plan
+from upl_ray.pools import add_pool, configure_data, in_one_sentence, needs_of, plan
 from upl_ray.progress import Progress
 from upl_ray.reading import MISSING, read_images
 
@@ -100,7 +100,7 @@ def _embed_pass(store: Store, pools: Pass, work: list[Shard], compute: Compute) 
     artifacts = {s.name: feature_artifact(store, s) for s in specs}
     write = partial(write_features, artifacts=artifacts)
     receipts = dataset.map_batches(write, batch_size=CHUNKS_PER_PART, batch_format="pandas")
-    with in_one_sentence(compute):
+    with in_one_sentence(compute, needs_of(pools)):
         _commit(receipts.iter_rows(), artifacts, work)
 
 

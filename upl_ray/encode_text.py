@@ -12,8 +12,9 @@ from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute
 from upl_ray.passes import plan_passes
-from upl_ray.pools import cluster_nodes, finish_tasks, resources
+from upl_ray.pools import finish_tasks, needs_of, resources
 from upl_ray.text_features import text_artifact, write_text_features
+from upl_ray.watch import cluster_nodes
 from upl_ray.zero_shot import all_prompts, average_templates
 
 
@@ -29,7 +30,7 @@ def encode_classnames(
         pool = pools[spec.name]
         task = ray.remote(**(resources(pool) | {"num_cpus": 1}))(_encode)
         tasks.append(task.remote(artifact, spec, all_prompts(template, classnames), pool.device))
-    finish_tasks("text", tasks, "backbones", compute)
+    finish_tasks("text", tasks, "backbones", compute, needs_of([(s, pools[s.name]) for s, _ in todo]))
 
 
 def _encode(artifact: Artifact, spec: ClipSpec, prompts: list[Any], device: str) -> None:

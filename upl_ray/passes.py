@@ -68,6 +68,11 @@ class Pool:
     device: str
     options: PoolOptions
 
+    def runs_on(self, node: Node) -> bool:
+        """Whether the node, while nobody else uses it, could run one of these actors."""
+        enough = node.gpus >= max(1, self.num_gpus) if self.num_gpus else node.cpus >= max(1, self.num_cpus)
+        return enough and node.serves(self.options)
+
 
 Pass = list[tuple[ClipSpec, Pool]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,29 +12,14 @@ import ray.data
 
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute, JobError
-from upl_ray.passes import Node, Pass, Pool, plan_passes
+from upl_ray.passes import Pass, Pool, plan_passes
 from upl_ray.progress import Progress
 from upl_ray.ray_cluster import job_error_in
+from upl_ray.watch import FOR_WORK, Needs, Watch, cluster_nodes
 
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 2**25  # a few chunks of pixels: blocks of Ray's 128 MiB would leave actors waiting for their first
-ACCELERATOR = "accelerator_type:"  # prefix of the resource by which Ray names a node's accelerator
-
-
-def cluster_nodes() -> list[Node]:
-    """What each live node of the cluster has, whoever holds it at the moment."""
-    return [
-        Node(
-            cpus=n["Resources"].get("CPU", 0.0),
-            gpus=n["Resources"].get("GPU", 0.0),
-            memory=n["Resources"].get("memory", math.inf),
-            accelerators=frozenset(r.removeprefix(ACCELERATOR) for r in n["Resources"] if r.startswith(ACCELERATOR)),
-            labels=n["Labels"],
-        )
-        for n in ray.nodes()
-        if n["Alive"]
-    ]
 
 
 def plan(step: str, specs: Sequence[ClipSpec], compute: Compute) -> list[Pass]:
@@ -102,13 +86,27 @@ def add_pool(
     )
 
 
+def needs_of(pools: Pass) -> Needs:
+    """For each backbone, whether a node could run one of its actors."""
+    return {f"for {describe(spec, pool)}": pool.runs_on for spec, pool in pools}
+
+
 @contextmanager
-def in_one_sentence(compute: Compute) -> Iterator[None]:
-    """Turn what Ray Data raises about actors that cannot start into a sentence.
+def in_one_sentence(compute: Compute, needs: Needs | None = None) -> Iterator[None]:
+    """Turn what Ray raises about actors and tasks that cannot run into a sentence, and its endless waits for nodes.
 
     Raises:
-        JobError: actors found no room in time, or one of them raised a JobError.
+        JobError: actors found no room in time, or one of them raised a JobError; or the nodes that the work `needs`,
+            beside those for any, were gone for `compute.wait_for_resources_s`.
     """
+    watch = Watch({**FOR_WORK, **(needs or {})}, compute.wait_for_resources_s)
+    watch.start()
+    with watch.guard(), _sentences(compute):
+        yield
+
+
+@contextmanager
+def _sentences(compute: Compute) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.GetTimeoutError:
@@ -123,18 +121,18 @@ def in_one_sentence(compute: Compute) -> Iterator[None]:
         raise
 
 
-def finish_tasks(step: str, tasks: list[Any], unit: str, compute: Compute) -> None:
+def finish_tasks(step: str, tasks: list[Any], unit: str, compute: Compute, needs: Needs | None = None) -> None:
     """Wait for Ray tasks and count them in the log.
 
     Raises:
         RayError: a task failed; see `in_one_sentence`.
     """
     progress, pending = Progress(step, len(tasks), unit), tasks
-    while pending:
-        ready, pending = ray.wait(pending)
-        with in_one_sentence(compute):
+    with in_one_sentence(compute, needs):
+        while pending:
+            ready, pending = ray.wait(pending)
             ray.get(ready)
-        progress.advance(len(ready))
+            progress.advance(len(ready))
     progress.finish()
 
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -19,11 +18,11 @@ from upl_ray.config import Compute, JobError
 from upl_ray.integrity import Damaged
 from upl_ray.progress import Laps
 from upl_ray.section import storage_fails
+from upl_ray.watch import FOR_WORK, Lost, Watch
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0  # between two looks at the nodes while waiting for them
-WATCH_S = 5.0  # between two looks while work is under way
 
 
 class RayCluster:
@@ -38,8 +37,7 @@ class RayCluster:
         self.compute, self.preflight = compute, preflight
         self.used = False
         self.laps = Laps()  # of the steps that had something to do
-        self._lost = ""  # why the watch has interrupted the work
-        self._over = threading.Event()
+        self._watch = Watch(FOR_WORK, compute.wait_for_resources_s)
 
     def start(self, step: str) -> None:
         """A step has something to do: join or start the cluster unless that was done, wait for its nodes, look at them.
@@ -69,52 +67,25 @@ class RayCluster:
         log.info("%-12s %g CPUs, %g GPUs, %d node(s)", "ray", resources.get("CPU", 0), resources.get("GPU", 0), nodes)
         if not local:
             self.preflight()
-            threading.Thread(target=self._watch, daemon=True).start()
+            self._watch.start()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Errors of tasks that say what to do become the job's, and it gives up instead of waiting for ever.
 
         Raises:
-            JobError: a task raised one; or there was no CPU in the cluster for `compute.wait_for_resources_s`.
+            JobError: a task raised one; or no node was left for the work for `compute.wait_for_resources_s`.
         """
-        watching = threading.current_thread() is threading.main_thread()  # only that one can be interrupted
-        if not watching:
-            self._over.set()
-        # Not SIGINT: it may be ignored, as in a background job of a shell.
-        before = signal.signal(signal.SIGUSR2, _interrupt) if watching else None
         try:
-            yield
-        except (KeyboardInterrupt, RuntimeError, ray.exceptions.RayError) as error:
-            self._over.set()  # no second interruption while this one unwinds
-            if self._lost:
-                ray.shutdown()  # or its reports of lost nodes would follow the job's last line
-                raise JobError(self._lost) from None
+            with self._watch.guard():
+                yield
+        except Lost:
+            ray.shutdown()  # or its reports of lost nodes would follow the job's last line
+            raise
+        except (RuntimeError, ray.exceptions.RayError) as error:
             if told := job_error_in(error):
                 raise JobError(told) from None
             raise
-        finally:
-            self._over.set()
-            if watching:
-                signal.signal(signal.SIGUSR2, before)
-
-    def _watch(self) -> None:
-        limit, since = self.compute.wait_for_resources_s, None
-        while not self._over.wait(WATCH_S):
-            if ray.cluster_resources().get("CPU"):
-                since = None
-                continue
-            if since is None:
-                since = time.monotonic()
-                log.warning("%-12s no node for work is left; waiting up to %d s for one", "ray", limit)
-            if time.monotonic() - since > limit:
-                self._lost = (
-                    f"All nodes for work have been gone for compute.wait_for_resources_s = {limit} s; what is finished "
-                    f"stays in storage, so start nodes and run the job again."
-                )
-                main = threading.main_thread().ident
-                assert main is not None
-                signal.pthread_kill(main, signal.SIGUSR2)  # it waits in Ray
 
 
 def job_error_in(error: BaseException) -> str:
@@ -132,15 +103,12 @@ def job_error_in(error: BaseException) -> str:
     return storage_fails(found[1]) if found else ""
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def wait_for_resources(compute: Compute, local: bool = False) -> None:
     """Ask an autoscaling cluster for what the configuration wants, or else for one CPU, and wait until it is there.
 
-    The wish is a placement group, so it ends with this driver, however that ends: no node stays up for a dead job. What
-    does not come in time is done without, unless that is all.
+    The wish is placement groups, so it ends with this driver, however that ends: no node stays up for a dead job. Each
+    is for one unit, as the autoscaler starts nothing for a group that it cannot serve as a whole. What does not come in
+    time is done without, unless that is all.
 
     Raises:
         JobError: after `compute.wait_for_resources_s` there is no CPU.
@@ -152,11 +120,12 @@ def wait_for_resources(compute: Compute, local: bool = False) -> None:
         log.warning("%-12s is local and goes on without %s of compute.request", "ray", missing(wanted))
         return
     log.info("%-12s waits up to %d s for %s", "ray", compute.wait_for_resources_s, missing(wanted))
-    wish = placement_group([{kind: 1.0} for kind, count in wanted.items() for _ in range(count)])
+    wishes = [placement_group([{kind: 1.0}]) for kind, count in wanted.items() for _ in range(count)]
     deadline = time.monotonic() + compute.wait_for_resources_s
     while missing(wanted) and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    remove_placement_group(wish)
+    for wish in wishes:
+        remove_placement_group(wish)
     if not ray.cluster_resources().get("CPU"):
         raise JobError(
             f"No node with a CPU for work came up within compute.wait_for_resources_s = {compute.wait_for_resources_s} "

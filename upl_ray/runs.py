@@ -99,7 +99,8 @@ def run_all(step: str, runs: Sequence[Run], compute: Compute) -> None:
     tasks = [
         ray.remote(_call).options(num_cpus=1, num_gpus=gpus if r.learns_prompts else 0).remote(r.body) for r in todo
     ]
-    finish_tasks(step, tasks, "runs", compute)
+    with_gpus = gpus > 0 and any(r.learns_prompts for r in todo)
+    finish_tasks(step, tasks, "runs", compute, {"with a GPU": lambda node: node.gpus >= 1} if with_gpus else {})
 
 
 def gpus_of_prompts(compute: Compute) -> float:

@@ -34,12 +34,12 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Compute, JobError, Train
 from upl_ray.members import finish_members, read_checkpoint, unfinished_members, write_checkpoints, write_members
 from upl_ray.passes import device_of
-from upl_ray.pools import cluster_nodes
 from upl_ray.progress import Progress
 from upl_ray.prompt_learner import PromptLearner
 from upl_ray.text_encoder import TextEncoder
 from upl_ray.trials import plan_trials
 from upl_ray.views import read_views
+from upl_ray.watch import cluster_nodes
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class TrialProgress(tune.Callback):
         elif time.monotonic() - self._last_running > self._patience_s and not self.starved:
             self.starved = (
                 f"No trial found room within compute.wait_for_resources_s = {self._patience_s} s, as others hold the "
-                f"cluster's CPUs or GPUs; free them, add nodes or wait longer, and run the job again."
+                f"cluster's CPUs or GPUs, or nodes are gone; free some, add nodes or wait, and run the job again."
             )
             raise JobError(self.starved)
 

@@ -26,10 +26,10 @@ from torch import Tensor
 from upl_ray import images, schema
 from upl_ray.artifacts import Artifact, Store, fingerprint
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Compute, Views
+from upl_ray.config import Compute, JobError, Views
 from upl_ray.corpus import Corpus
 from upl_ray.embed import Encoder
-from upl_ray.pools import add_pool, configure_data, in_one_sentence, plan
+from upl_ray.pools import add_pool, configure_data, in_one_sentence, needs_of, plan
 from upl_ray.progress import Progress
 from upl_ray.reading import read_images
 
@@ -92,7 +92,7 @@ def _encode_views(
     write = partial(write_views, artifact=artifact)
     receipts = encoded.map_batches(write, batch_size=IMAGES_PER_TASK, batch_format="pandas")
     progress = Progress("views", len(todo), "images")
-    with in_one_sentence(compute):
+    with in_one_sentence(compute, needs_of([(spec, pool)])):
         for receipt in receipts.iter_rows():
             image_ids = json.loads(receipt["image_ids"])
             artifact.commit(fingerprint(image_ids), parts=[receipt["part"]], image_ids=image_ids)
@@ -113,10 +113,10 @@ def crop_views(data: bytes | str, image_id: str, spec: ClipSpec, views: Views) -
     """The views of one image's bytes as uint8 crops [V, H, W, 3].
 
     Raises:
-        ValueError: the image cannot be read any more (a reason instead of bytes), though it could when it was embedded.
+        JobError: the image cannot be read any more (a reason instead of bytes), though it could when it was embedded.
     """
     if isinstance(data, str):
-        raise ValueError(f"The selected image {image_id}: {data}; run the job again to list the corpus anew.")
+        raise JobError(f"The selected image {image_id}: {data}; run the job again to list the corpus anew.")
     image = images.decode(data)
     if views.count == 0:
         return images.center_crop(image, spec.geometry)[None]
