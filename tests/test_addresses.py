@@ -193,6 +193,30 @@ def test_every_field_refuses_them_by_name(
     assert SECRET not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'corpus: {uri: "s3://KEY:%s@bucket/p" labels: folders}',
+        'corpus: {uri: "s3://KEY:%s@bucket/p}',
+        "corpus: {uri: s3://KEY:%s@bucket/p, labels: folders]",
+        "storage_path: !!int s3://KEY:%s@bucket/p",
+        "storage_path: !s3://KEY:%s@bucket/p x",
+        "corpus: s3://KEY:%s@bucket/p: x",
+        "s3://KEY:%s@bucket/p: x",
+    ],
+)
+def test_a_file_that_is_no_yaml_tells_no_part_of_a_secret(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    parts = [f"{i:03d}Secret/" for i in range(12)]
+    (tmp_path / "job.yaml").write_text(text % "".join(parts))
+    assert run_job(lambda: bool(load_config([str(tmp_path / "job.yaml")], tmp_path))) == 2
+    told = "".join(capsys.readouterr())
+    assert "job.yaml" in told
+    assert [p for p in parts if p in told] == []
+
+
 @pytest.mark.parametrize("job", ["upl", "predict", "report"])
 def test_a_secret_on_the_command_line_is_not_repeated(job: str, tmp_path: Path) -> None:
     arguments = {

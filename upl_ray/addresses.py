@@ -33,10 +33,14 @@ NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1
 IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")
 # Controls, line breaks beyond ASCII, and marks that turn the direction of text. A log line keeps its own line breaks.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# What neither files nor UTF-8 can hold.
+UNFIT = re.compile("[\x00\ud800-\udfff]")
 
 
 def flaw(address: str) -> str | None:
-    """Why an address may not be used, in words that do not repeat it; None if nothing is wrong with it."""
+    """Why an address, or any text, may not be used, in words that do not repeat it; None if nothing is wrong with it."""
+    if UNFIT.search(address):
+        return "holds a null character or half of a pair (a surrogate), as no name of a file or class can; remove it"
     if "://" not in address:
         return None
     if _without_secrets(address) != address:
@@ -47,13 +51,14 @@ def flaw(address: str) -> str | None:
 
 
 def flaws(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Place and flaw of every address in nested lists and mappings: `corpus.uri`, why."""
+    """Place and flaw of every text in nested lists and mappings: `corpus.uri`, why."""
     if isinstance(value, str):
         found = flaw(value)
         if found:
             yield place, found
     elif isinstance(value, dict):
         for key, item in value.items():
+            yield from flaws(key, f"a name in {place or 'it'}")
             yield from flaws(item, f"{place}.{key}" if place else str(key))
     elif isinstance(value, list | tuple):
         for item in value:
