@@ -38,7 +38,7 @@ UNFIT = re.compile("[\x00\ud800-\udfff]")
 
 
 def flaw(address: str) -> str | None:
-    """Why an address, or any text, may not be used, in words that do not repeat it; None if nothing is wrong with it."""
+    """Why an address or another text may not be used, in words that do not repeat it; None if nothing is wrong."""
     if UNFIT.search(address):
         return "holds a null character or half of a pair (a surrogate), as no name of a file or class can; remove it"
     if "://" not in address:

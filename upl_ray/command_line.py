@@ -119,17 +119,16 @@ class _Loader(yaml.SafeLoader):
         self.place: list[str] = []  # the field that is read, from the outermost section on
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self.check_event(yaml.events.AliasEvent):
-            mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write the value out", mark)
         if len(self.place) > DEEPEST:
-            mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} brackets or sections are nested", mark)
         name = (
             index.value if isinstance(index, yaml.ScalarNode) else index
         )  # a field, a place in a list, None for a key
         self.place.append("" if name is None else str(name))
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         node.field = ".".join(n for n in self.place if n)
         self.place.pop()
         return node
