@@ -20,7 +20,16 @@ WITHOUT_TORCH = (
     *("corpus", "sources", "archives", "manifests", "reading", "clip_spec", "progress", "score", "summary"),
     *("estimate", "speeds", "workload", "section", "addresses", "footprint", "passes", "trials"),
     *("predict_config", "command_line", "drift", "predictions", "rejected"),
-    *("study_config", "samples", "comparison", "published", "datasets.layouts", "datasets.splits", "datasets.open"),
+    *(
+        "study_config",
+        "samples",
+        "comparison",
+        "published",
+        "model_config",
+        "datasets.layouts",
+        "datasets.splits",
+        "datasets.open",
+    ),
 )
 
 

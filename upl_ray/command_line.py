@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -159,7 +160,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read_yaml(path: Path, example: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's would raise for a name that is too long
         raise ConfigError(f"The configuration file {str(path)!r} does not exist; name a YAML file such as {example}.")
     try:
         data = yaml.load(path.read_text(), _Loader)
