@@ -36,6 +36,15 @@ TELLING = (
     f"https://host/x?api-key={SECRET}",
     f"https://host/x?a=b&X_PWD={SECRET}",
     f"redis://:{SECRET}@host:6379",
+    f"s3a://{SECRET.replace('/', '')}@bucket/x",
+    f"gcs://{SECRET.replace('/', '')}@bucket/x",
+    f"git+https://{SECRET.replace('/', '')}@host/x",
+    f"s3://KEY:12345/{SECRET}@bucket/x",
+    f"gs://KEY:1/{SECRET}@bucket/x",
+    f"ftp://user:{SECRET}@host/x",
+    f"s3://KEY:{SECRET}@{SECRET}@bucket/x",
+    f"https://host/x?a=1;sig={SECRET};b=2",
+    f"https://host/x?sig='{SECRET}'",
 )
 LEADING = (
     "http://169.254.169.254/latest/meta-data",
@@ -48,6 +57,24 @@ LEADING = (
     "http://0xa9fea9fe/",
     "http://0251.0376.0251.0376/",
     "simplecache::http://169.254.169.254/",
+    "http://169.254.169.254::s3://bucket/x",
+    "http://169.254.\t169.254/",
+    "http://１６９.２５４.１６９.２５４/",  # noqa: RUF001
+    "http://169。254。169。254/",
+    "http://①⑥⑨.②⑤④.①⑥⑨.②⑤④/",
+    "http://169.254.169.254\uff1a80/",
+    "http://metadata。google。internal。/",
+    "http://[::169.254.169.254]/",
+    "http://[64:ff9b::a9fe:a9fe]/",
+    "http://[64:ff9b:1::a9fe:a9fe]/",
+    "http://[2002:a9fe:a9fe::]/",
+    "http://[fd00:ec2::23]/",
+    "http://[fd20:ce::254]/",
+    "http://100.100.100.200/",
+    "http://[::ffff:100.100.100.200]/",
+    "http://192.0.0.192/",
+    "http://168.63.129.16/machine",
+    "http://metadata.goog/",
 )
 PLAIN = (
     "s3://bucket/a:b@c.jpg",
@@ -59,6 +86,16 @@ PLAIN = (
     "/data/user:name@host",
     "ray://head:10001",
     "https://[2001:db8::1]:80/x",
+    "https://[2001:db8::1]:80/a@b.jpg",
+    "https://[2001:db8::1]/a@b.jpg",
+    "http://[2002:808:808::]/x",
+    "http://100.100.100.201/x",
+    "sftp://me@host/x",
+    "ftp://anonymous@host/x",
+    "ftp://anonymous:@host/x",
+    "s3://bucket/a&token=3/img.jpg",
+    "s3://b/k;secretary=1.jpg",
+    "s3://metadata/x",
     "not http://[ an address",
 )
 
@@ -74,6 +111,47 @@ def test_addresses_with_secrets_or_to_metadata_are_refused_without_repeating_the
 def test_other_addresses_are_not(address: str) -> None:
     assert flaw(address) is None
     assert shown(address) == address
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "a://x?" + ";token" * 17_000,
+        "a://x?" + "&token" * 17_000,
+        "a://x?" + ";" * 100_000,
+        "a://x?" + "a-" * 50_000,
+        "://" * 33_000,
+        "://" * 33_000 + "@",
+        "://:1/" * 16_000 + "@",
+        "s3://" * 20_000 + "@",
+        "s3://" + "a:" * 50_000,
+        "s3://" + "@" * 100_000,
+        "s3://x@" * 14_000,
+        "http://" + "[" * 100_000,
+        "http://x" + "\u0301\u0323" * 50_000,
+        "a" * 100_000 + "://x",
+        "::" * 50_000 + "a://x",
+        "x " * 50_000,
+    ],
+    ids=lambda text: text[:12].encode("unicode_escape").decode(),
+)
+@pytest.mark.timeout(60)
+def test_hostile_text_takes_no_time_that_grows_faster_than_it(hostile: str) -> None:
+    flaw(hostile)
+    shown(hostile)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("s3://KEY:a/b@bucket/x and s3://KEY:c@b", "s3://***@bucket/x and s3://***@b"),
+        ("uri='https://tok@h/x?a=1&sig=abc;d&b=2'.", "uri='https://***@h/x?a=1&sig=***&b=2'."),
+        ("url=URL('https://h/x?a=1&X-Amz-Signature=abc')", "url=URL('https://h/x?a=1&X-Amz-Signature=***')"),
+        ("GET /x?author=me;api_key=abc", "GET /x?author=me;api_key=***"),
+    ],
+)
+def test_what_is_no_secret_is_still_told(text: str, told: str) -> None:
+    assert shown(text) == told
 
 
 FIELDS: list[tuple[type[Config | Predict], str, Any]] = [
@@ -113,6 +191,30 @@ def test_every_field_refuses_them_by_name(
         load([str(tmp_path / "job.yaml")], tmp_path)
     assert field in str(error.value)
     assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'corpus: {uri: "s3://KEY:%s@bucket/p" labels: folders}',
+        'corpus: {uri: "s3://KEY:%s@bucket/p}',
+        "corpus: {uri: s3://KEY:%s@bucket/p, labels: folders]",
+        "storage_path: !!int s3://KEY:%s@bucket/p",
+        "storage_path: !s3://KEY:%s@bucket/p x",
+        "corpus: s3://KEY:%s@bucket/p: x",
+        "s3://KEY:%s@bucket/p: x",
+    ],
+)
+def test_a_file_that_is_no_yaml_tells_no_part_of_a_secret(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    parts = [f"{i:03d}Secret/" for i in range(12)]
+    (tmp_path / "job.yaml").write_text(text % "".join(parts))
+    assert run_job(lambda: bool(load_config([str(tmp_path / "job.yaml")], tmp_path))) == 2
+    told = "".join(capsys.readouterr())
+    assert "job.yaml" in told
+    assert [p for p in parts if p in told] == []
 
 
 @pytest.mark.parametrize("job", ["upl", "predict", "report"])

@@ -162,7 +162,14 @@ def test_an_empty_section_is_refused_by_name(model: type[Section], tmp_path: Pat
         "corpus: !!binary '!!!'",
         "\x00",
         "corpus: \x07",
+        "a: " + "[" * 1500,
+        "a: " + "{b: " * 1500,
+        "- " * 1500,
+        "2024-13-45: x",
+        "!!int foo",
+        "x: =",
     ],
+    ids=lambda text: text[:40],
 )
 def test_what_is_no_mapping_of_fields_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
@@ -172,6 +179,35 @@ def test_what_is_no_mapping_of_fields_is_refused_in_one_line(text: str, tmp_path
     assert "job.yaml" in str(error.value)
     assert all(line.isprintable() for line in str(error.value).splitlines())
     assert not (Path.cwd() / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("storage_path: 2024-13-45", ["storage_path", "'2024-13-45' is read as `timestamp`", "quotes"]),
+        ("storage_path: 2024-01-01", ["storage_path", "'2024-01-01'", "quotes"]),
+        ("train: {epochs: 0x_}", ["train.epochs", "'0x_' is read as `int`, and is none"]),
+        ("train: {epochs: !!int foo}", ["train.epochs", "'foo'", "int"]),
+        ("train: {epochs: !!int ''}", ["train.epochs", "''", "int"]),
+        ("train: {epochs: " + "9" * 5000 + "}", ["train.epochs", "'9999", "int"]),
+        ("train: {lr: !!float foo}", ["train.lr", "'foo'", "float"]),
+        ("train: {lr: 1" + ":1" * 200 + ".0}", ["train.lr", "float"]),
+        ("repair: !!bool maybe", ["repair", "'maybe'", "bool"]),
+        ("storage_path: !!timestamp foo", ["storage_path", "'foo'", "timestamp"]),
+        ("corpus: {roots: [/a, !!float b]}", ["corpus.roots.1", "'b'", "float"]),
+        ("corpus: {roots: !!set {a, b}}", ["corpus.roots", "set"]),
+        ("storage_path: !!binary czM6Ly9LRVk6U0VDUkVUQGIvYw==", ["storage_path", "binary"]),
+    ],
+    ids=lambda x: x[:40] if isinstance(x, str) else "",
+)
+def test_values_that_yaml_cannot_read_are_refused_with_field_value_and_remedy(
+    line: str, words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "job.yaml").write_text(line)
+    with pytest.raises(ConfigError) as error:
+        load_config([str(tmp_path / "job.yaml")], default=tmp_path / "none.yaml")
+    assert [w for w in [*words, "line 1, column", "quotes"] if w not in str(error.value)] == []
+    assert len(str(error.value)) < 300 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00c", b"\x80abc", "storage_path: é".encode("latin-1")])
@@ -220,6 +256,24 @@ def test_wrong_options_end_with_status_2_and_their_name(
     assert isinstance(refused.value, ConfigError) or refused.value.code == 2
     told = f"{refused.value} {capsys.readouterr().err}"
     assert option.rpartition(".")[2].lstrip("-").replace("-", "_") in told.replace("-", "_")
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "a\udcffb/c"], ids=ascii)
+@pytest.mark.parametrize("model", [Config, Predict])
+def test_text_that_no_file_can_have_for_a_name_is_refused_in_every_field(
+    model: type[Section], text: str, tmp_path: Path
+) -> None:
+    texts = [
+        path for path, info in fields(model) if "str" in repr(info.annotation) and "dict" not in repr(info.annotation)
+    ]
+    assert len(texts) > 6
+    for path in texts:
+        for value in (text, [text]):
+            assert f"{'.'.join(path)} holds a null character" in refusal(
+                model, nested(GOOD[model], path, value), tmp_path
+            )
+    asked = {"compute": {"request": {text: 1}}}
+    assert "a name in compute.request holds a null" in refusal(model, {**GOOD[model], **asked}, tmp_path)
 
 
 def test_neither_torch_nor_ray_is_loaded_for_a_refusal(tmp_path: Path) -> None:

@@ -50,6 +50,25 @@ def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
         ),
         ({"corpus": {"uri": "photos/cat", "labels": "folders"}, "classnames": ["cat", "dog"]}, "but no image has one"),
         ({"classnames": "/no/names.txt"}, "classnames '/no/names.txt' cannot be read.*give a text file"),
+        ({"storage_path": "~nosuchuser/x"}, "storage_path '~nosuchuser/x' cannot be written .*write it out in full"),
+        ({"storage_path": "loop/x"}, "storage_path 'loop/x' cannot be written .*[Ll]oop"),
+        ({"storage_path": "s3:///x"}, "storage_path 's3:///x' cannot be written .*[Mm]issing bucket.*check it"),
+        ({"storage_path": "s3a:///x"}, "storage_path 's3a:///x' cannot be written .*[Cc]redentials.*check it"),
+        ({"storage_path": "foo://x/y"}, "storage_path 'foo://x/y' cannot be written .*foo.*check it"),
+        ({"storage_path": "http://127.0.0.1:9/x"}, "storage_path 'http://127.0.0.1:9/x' cannot be written"),
+        ({"corpus": {"uri": "~nosuchuser/x"}}, "'~nosuchuser/x' cannot be followed .*write it out in full"),
+        ({"corpus": {"uri": "a" * 300 + "/x.jpg"}}, "/aa+/x.jpg' cannot be listed .*check the address"),
+        (
+            {"corpus": {"uri": "photos.txt", "roots": ["~nosuchuser/x"]}, "classnames": ["a", "b"]},
+            "corpus.roots: .*'~nosuchuser/x' cannot be followed .*write it out in full",
+        ),
+        ({"classnames": "foo://x/y"}, "classnames 'foo://x/y' cannot be read.*foo.*give a text file"),
+        ({"classnames": "~nosuchuser/x"}, "classnames '~nosuchuser/x' cannot be read.*give a text file"),
+        ({"classnames": "latin.txt"}, "classnames 'latin.txt' cannot be read.*utf-8.*give a text file"),
+        (
+            {"dataset": {"name": "dtd", "root": "~nosuchuser/x"}, "corpus": {"uri": ""}, "classnames": ""},
+            "dataset.root: .*'~nosuchuser/x' cannot be followed .*write it out in full",
+        ),
         ({"classnames": ["cat", "cat"]}, "'cat' stands more than once"),
         ({"classnames": ["cat", "a_b", "a b"]}, "'a b' stands more than once"),
         ({"classnames": ["cat", " "]}, "Class name 2 of 2 is empty"),
@@ -69,7 +88,13 @@ def test_what_cannot_work_is_refused_with_the_value_and_the_remedy(
 ) -> None:
     if "corpus" in fields:
         fields = {**fields, "corpus": {"uri": str(photos), **fields["corpus"]}}
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.chdir(photos.parent)
+    (photos.parent / "loop").symlink_to("loop")
+    (photos.parent / "latin.txt").write_bytes("é\nè\n".encode("latin-1"))
+    (photos.parent / "photos.txt").write_text("photos/cat/a.png\n")
     with pytest.raises(ConfigError, match=message):
         prepare(config(photos, **fields))
 

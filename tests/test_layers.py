@@ -19,7 +19,7 @@ WITHOUT_TORCH = (
     *("config", "schema", "artifacts", "images", "pseudo_labels", "metrics"),
     *("corpus", "sources", "archives", "manifests", "reading", "clip_spec", "progress", "score", "summary"),
     *("estimate", "speeds", "workload", "section", "addresses", "footprint", "passes", "trials"),
-    *("predict_config", "command_line", "drift", "figures", "growth", "predictions", "rejected"),
+    *("predict_config", "command_line", "drift", "figures", "growth", "predictions", "rejected", "model_config"),
     *("study_config", "samples", "comparison", "published", "datasets.layouts", "datasets.splits", "datasets.open"),
 )
 

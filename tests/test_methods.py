@@ -84,6 +84,8 @@ def test_templates_are_imagenet_s_a_file_s_or_given(tmp_path: Path) -> None:
     assert read_templates(("one {}",), spec, names) == ("one {}",)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_templates(str(tmp_path / "none.txt"), spec, names)
+    with pytest.raises(ConfigError, match=r"compare.templates 'foo://x/y' cannot be read .*give a text file"):
+        read_templates("foo://x/y", spec, names)
     with pytest.raises(ConfigError, match="exactly one"):
         read_templates(("a photo",), spec, names)
     with pytest.raises(ConfigError, match="does not fit"):

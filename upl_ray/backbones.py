@@ -7,7 +7,9 @@ import hashlib
 import json
 import logging
 import math
+import os
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ import open_clip
 from open_clip.factory import _find_checkpoint_in_dir, parse_model_name  # private, stable since open_clip 2.24
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Backbone, ConfigError
 from upl_ray.demo import locate
 from upl_ray.images import MAX_PIXELS, Geometry
+from upl_ray.model_config import FILE, read_model_config
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +44,17 @@ def find_weights(backbone: Backbone) -> tuple[str, Path, dict[str, Any], dict[st
         schema, identifier = parse_model_name(source)
         if schema == "local-dir":
             folder = Path(identifier)
-            published = json.loads((folder / "open_clip_config.json").read_text())
+            model_cfg, preprocess = read_model_config((folder / FILE).read_bytes())
             weights = _find_checkpoint_in_dir(folder)
             if weights is None:
                 raise FileNotFoundError(f"no weights file lies in {folder}")
-            return source, Path(weights), published["model_cfg"], published.get("preprocess_cfg", {})
+            return source, Path(weights), model_cfg, preprocess
         if schema == "hf-hub":
-            published = json.loads(Path(download_pretrained_from_hf(identifier, "open_clip_config.json")).read_text())
-            weights = download_pretrained_from_hf(identifier)
-            return source, Path(weights), published["model_cfg"], published.get("preprocess_cfg", {})
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"The model {backbone.model!r} cannot be read: {error}; check its name or folder.") from None
+            model_cfg, preprocess = read_model_config(Path(download_pretrained_from_hf(identifier, FILE)).read_bytes())
+            return source, Path(download_pretrained_from_hf(identifier)), model_cfg, preprocess
+    except (OSError, ValueError) as error:
+        told = str(error).rstrip(".")
+        raise ConfigError(f"The model {backbone.model!r} cannot be read: {told}; check its name or folder.") from None
     return _named_weights(backbone)
 
 
@@ -67,7 +70,7 @@ def _named_weights(backbone: Backbone) -> tuple[str, Path, dict[str, Any], dict[
         raise ConfigError(f"The model {model!r} needs `pretrained`: a weights file or one of the tags {tags}.")
     tag_cfg = get_pretrained_cfg(model, pretrained)
     if not tag_cfg:
-        if not Path(pretrained).is_file():
+        if not os.path.isfile(pretrained):  # pathlib's would raise for a name that is too long
             raise ConfigError(f"pretrained {pretrained!r} of {model} is neither a file nor one of the tags {tags}.")
         return model, Path(pretrained).resolve(), model_cfg, {}
     try:
@@ -84,10 +87,10 @@ def resolve(backbone: Backbone, max_pixels: int = MAX_PIXELS) -> ClipSpec:
     """Find, hash and check a backbone without loading it; it is to see images of so many pixels at most.
 
     Raises:
-        ConfigError: see `find_weights`; or weights and activation function do not fit.
+        ConfigError: see `find_weights`; the weights are damaged; or weights and activation function do not fit.
     """
     source, weights, model_cfg, published = find_weights(backbone)
-    _refuse_torchscript(weights)
+    digest, weights_bytes = _check_weights(weights, backbone)
     preprocess = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), published))
     size = model_cfg["vision_cfg"].get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
@@ -95,13 +98,13 @@ def resolve(backbone: Backbone, max_pixels: int = MAX_PIXELS) -> ClipSpec:
     return ClipSpec(
         backbone=_absolute(backbone),
         source=source,
-        weights_sha256=sha256(weights),
+        weights_sha256=digest,
         model_cfg=json.dumps(model_cfg, sort_keys=True),
         geometry=Geometry(height, width, *how, max_pixels),
         mean=_rgb(preprocess.mean),
         std=_rgb(preprocess.std),
         quick_gelu=_quick_gelu(backbone, model_cfg, published),
-        weights_bytes=_weights_bytes(weights),
+        weights_bytes=weights_bytes,
     )
 
 
@@ -146,22 +149,40 @@ def _quick_gelu(backbone: Backbone, model_cfg: dict[str, Any], published: dict[s
     return tagged or configured
 
 
-def _refuse_torchscript(weights: Path) -> None:
-    """open_clip cannot load TorchScript archives safely; say so before an actor dies of it."""
+def _check_weights(weights: Path, backbone: Backbone) -> tuple[str, int]:
+    """SHA-256 of the weights and what they take in fp32 [bytes]; refuses what an actor would die of.
+
+    Of safetensors the header is read, and it must fit the file's size; of other files only what tells TorchScript.
+    """
+    try:
+        script, digest, size = _is_torchscript(weights), sha256(weights), _weights_bytes(weights)
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, SafetensorError) as error:
+        raise ConfigError(
+            f"The weights {str(weights)!r} of {backbone.model} cannot be read ({error}); save or download them again."
+        ) from None
+    if script:
+        raise ConfigError(
+            f"The weights {str(weights)!r} are a TorchScript archive, which can run code; use the pretrained tag "
+            f"(`openai`) or save the state_dict as safetensors."
+        )
+    return digest, size
+
+
+def _is_torchscript(weights: Path) -> bool:
+    """True for archives that open_clip cannot load safely."""
     if not zipfile.is_zipfile(weights):
-        return
+        return False
     with zipfile.ZipFile(weights) as archive:
-        if any("/code/" in name for name in archive.namelist()):
-            raise ConfigError(
-                f"The weights {str(weights)!r} are a TorchScript archive, which can run code; use the pretrained tag "
-                f"(`openai`) or save the state_dict as safetensors."
-            )
+        return any("/code/" in name for name in archive.namelist())
 
 
 def _weights_bytes(weights: Path) -> int:
     """What the weights take in fp32 [bytes]: by the header of safetensors; other files are taken to be fp32."""
     if weights.suffix != ".safetensors":
-        return weights.stat().st_size
+        size = weights.stat().st_size
+        if not size:
+            raise ValueError("the file is empty")
+        return size
     with safe_open(weights, framework="numpy") as file:
         return sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
@@ -174,12 +195,18 @@ def sha256(path: Path) -> str:
 
 @lru_cache(maxsize=16)  # reading the vocabulary takes a quarter of a second
 def load_tokenizer(source: str) -> Any:
-    """The model's tokenizer; a relative `bpe_path` in a local folder is resolved against that folder."""
+    """The model's tokenizer; a relative `bpe_path` in a local folder is resolved against that folder.
+
+    Raises:
+        ConfigError: its vocabulary is missing, damaged, or of a package that is not installed.
+    """
     schema, identifier = parse_model_name(source)
-    if schema == "local-dir":
-        folder = Path(identifier)
-        model_cfg = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-        bpe_path = model_cfg.get("text_cfg", {}).get("tokenizer_kwargs", {}).get("bpe_path")
-        if bpe_path:
-            return open_clip.get_tokenizer(source, bpe_path=str(folder / bpe_path))
-    return open_clip.get_tokenizer(source)
+    try:
+        options = {}
+        if schema == "local-dir":
+            model_cfg, _ = read_model_config((Path(identifier) / FILE).read_bytes())
+            bpe_path = model_cfg["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path")
+            options = {"bpe_path": str(Path(identifier) / bpe_path)} if bpe_path else {}
+        return open_clip.get_tokenizer(source, **options)
+    except (OSError, ValueError, EOFError, zlib.error, ImportError) as error:
+        raise ConfigError(f"The tokenizer of {source!r} cannot be read ({error}); mend the model's folder.") from None

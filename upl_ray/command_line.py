@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from upl_ray.section import ConfigError, JobError, Section, sentence, storage_fa
 Job = TypeVar("Job", bound=Section)
 
 PLACES: dict[type[Section], str] = {Config: "[CONFIG.yaml]", Predict: "[CLASSIFIER CORPUS | CONFIG.yaml]"}
+PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")  # what fields may be, in YAML's words
+DEEPEST = 50  # sections and lists in one another; five are in use, and Python itself gives up at some hundred
 
 
 def run_job(job: Callable[[], int]) -> int:
@@ -131,10 +134,24 @@ def _file_first(args: list[str], default: Path) -> tuple[Path, list[str]]:
 class _Loader(yaml.SafeLoader):
     """Plain values only, each field once: YAML itself takes the last of two, and aliases can grow without bound."""
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.place: list[str] = []  # the field that is read, from the outermost section on
+
     def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write the value out", None)
-        return super().compose_node(parent, index)
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write the value out", mark)
+        if len(self.place) > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} brackets or sections are nested", mark)
+        name = (
+            index.value if isinstance(index, yaml.ScalarNode) else index
+        )  # a field, a place in a list, None for a key
+        self.place.append("" if name is None else str(name))
+        node: Any = super().compose_node(parent, index)
+        node.field = ".".join(n for n in self.place if n)
+        self.place.pop()
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -143,17 +160,45 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"{doubled!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        told = f"{shown(node.value)[:40]!r}" if isinstance(node, yaml.ScalarNode) else "what stands there"
+        wrong = f"{node.field}: {told} is read as `{kind}`, "
+        if kind not in PLAIN:
+            wrong += "which no field is; put text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, wrong.removeprefix(": "), node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except (
+            ValueError,
+            LookupError,
+            ArithmeticError,
+        ):  # of Python's int() and float(), and of PyYAML's table of bool
+            wrong += "and is none; mend it, or put text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, wrong.removeprefix(": "), node.start_mark) from None
+
 
 def _read_yaml(path: Path, example: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's would raise for a name that is too long
         raise ConfigError(f"The configuration file {str(path)!r} does not exist; name a YAML file such as {example}.")
     try:
         data = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigError(f"{path} is not YAML: {_problem(error)}.") from None
     if not isinstance(data, dict) or not all(isinstance(k, str) for k in _keys(data)):
         raise ConfigError(f"{path} holds no `field: value` pairs; start from {example}.")
     return data
+
+
+def _problem(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What is wrong and where, without the line itself: cut as PyYAML cuts it, a secret in it is not recognised."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+    return " ".join((error.problem or error.context or "").split()) + where
 
 
 def _override(model: type[Job], data: dict[str, Any], source: Path, args: list[str]) -> Job:

@@ -24,7 +24,7 @@ from upl_ray.config import ConfigError, Source
 from upl_ray.demo import locate
 from upl_ray.manifests import URI_COLUMNS, Named, read_manifest
 from upl_ray.sources import Found
-from upl_ray.storage import open_parquet
+from upl_ray.storage import absolute, open_parquet
 
 VERSION = 2  # raise when the same source lists other images
 
@@ -245,9 +245,13 @@ class _Listing:
 
     def _read_manifests(self, found: Found, roots: tuple[str, ...]) -> dict[str, Named]:
         fs, root = open_filesystem(found.root)
+        try:
+            allowed = tuple(absolute(r) for r in roots)
+        except ConfigError as error:
+            raise ConfigError(f"corpus.roots: {error}") from None
         named: dict[str, Named] = {}
         for file in sorted(found.files):
-            more = read_manifest(fs, f"{root}/{file}", found.root, roots)
+            more = read_manifest(fs, f"{root}/{file}", found.root, allowed)
             doubled = next((i for i in more if i in named), None)
             if doubled is not None:
                 raise ConfigError(f"Two manifests under {found.root!r} name {doubled!r}; remove one of them.")

@@ -17,6 +17,8 @@ from upl_ray.held_out import ImageSet, check_apart
 from upl_ray.metrics import UNLABELED, true_labels
 from upl_ray.repair import repair
 from upl_ray.section import Job
+from upl_ray.sources import UNREACHABLE, first_line
+from upl_ray.storage import absolute, read_text
 from upl_ray.text_encoder import prompt_tokens
 from upl_ray.zero_shot import fill_template
 
@@ -97,11 +99,13 @@ def open_storage(path: str, name: str, config: Job) -> Store:
     if "?" in path:
         told = path.partition("?")[0]
         raise ConfigError(f"storage_path {told!r} has options behind `?`; set them in the environment (AWS_...).")
-    store = Store(path if "://" in path else str(Path(path).expanduser().resolve()))
     try:
+        store = Store(absolute(path))
         store.write_json(name, config.model_dump(mode="json"))
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"storage_path {path!r} cannot be written ({error}); check it and its access.") from None
+    except UNREACHABLE as error:
+        raise ConfigError(
+            f"storage_path {path!r} cannot be written ({first_line(error)}); check it and its access."
+        ) from None
     if config.repair:
         repair(store)
     return store
@@ -150,10 +154,10 @@ def read_classnames(given: str | tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(given, tuple):
         return check_classnames(list(given))
     try:
-        folder, _, name = given.rpartition("/")
-        text = (Store(folder).read(name) if "://" in given else Path(given).read_bytes()).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(given)
+    except UNREACHABLE as error:
         raise ConfigError(
-            f"classnames {given!r} cannot be read from {Path.cwd()} ({error}); give a text file, a list or `folders`."
+            f"classnames {given!r} cannot be read from {Path.cwd()} ({first_line(error)}); give a text file, a list or "
+            f"`folders`."
         ) from None
     return check_classnames(text.rstrip("\n").split("\n"))

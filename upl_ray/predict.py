@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -33,6 +32,8 @@ from upl_ray.progress import duration
 from upl_ray.ray_cluster import RayCluster
 from upl_ray.rejected import by_reason, check_rejected, find_rejected
 from upl_ray.section import storage_fails
+from upl_ray.sources import UNREACHABLE, first_line
+from upl_ray.storage import absolute
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +133,8 @@ def find_classifier(uri: str) -> tuple[Artifact, Ensemble]:
     Raises:
         ConfigError: neither is there.
     """
-    folder = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
     try:
+        folder = uri.rstrip("/") if "://" in uri else absolute(uri)
         store = Store(folder)
         if FILE not in store.names(""):
             folder = store.join(store.read_json("run.json")["classifier"].rpartition("/")[2])
@@ -142,9 +143,10 @@ def find_classifier(uri: str) -> tuple[Artifact, Ensemble]:
     except integrity.Damaged as error:
         where = str(error).partition(" is damaged")[0]
         raise ConfigError(f"{where} is damaged; run the main job (jobs/upl.py) with `--repair`.") from None
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+    except (*UNREACHABLE, KeyError, SafetensorError) as error:
         raise ConfigError(
-            f"There is no classifier at {uri!r} ({error}); name a classifier's folder or a finished run's storage."
+            f"There is no classifier at {uri!r} ({first_line(error)}); name a classifier's folder, or a finished run's "
+            f"storage."
         ) from None
     parent, _, name = folder.rpartition("/")
     classifier = Artifact(Store(parent), manifest["step"], manifest["fingerprint"])

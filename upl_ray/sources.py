@@ -39,7 +39,8 @@ VERSION_FIELDS = (
     "updated",
     "created",
 )
-UNREACHABLE = (OSError, ValueError, ImportError, BotoCoreError)
+# What file systems raise on addresses that cannot be opened, read or (NotImplementedError) written.
+UNREACHABLE = (OSError, ValueError, ImportError, NotImplementedError, BotoCoreError)
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def find(uri: str) -> Found:
     """
     if uri.lower().endswith(COMPRESSED):
         raise ConfigError(f"{uri!r} is compressed, and its images cannot be reached one by one; unpack it to .tar.")
-    folder, pattern, is_file = _split(uri)
     try:
+        folder, pattern, is_file = _split(uri)
         files = {pattern: file_version(uri)} if is_file else list_files(folder)
     except UNREACHABLE as error:
         raise ConfigError(

@@ -195,13 +195,42 @@ def table_bytes(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
+def absolute(place: str) -> str:
+    """A URI as it is, a path of this machine from its root on.
+
+    Raises:
+        ConfigError: its `~name` is nobody's folder, or its links lead in a circle.
+    """
+    if "://" in place:
+        return place
+    try:
+        return str(Path(place).expanduser().resolve())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"The path {place!r} cannot be followed ({str(error).rstrip('.')}); write it out in full."
+        ) from None
+
+
+def read_text(place: str) -> str:
+    """A text file, local or in object storage, with or without a byte order mark.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no UTF-8; see also `sources.UNREACHABLE`.
+    """
+    folder, _, name = place.rpartition("/")
+    data = Store(folder).read(name) if "://" in place else Path(absolute(place)).read_bytes()
+    return data.decode("utf-8-sig")
+
+
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """File system and path of a local path or a URI: pyarrow's own where it has one (S3, local), else fsspec's."""
     if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+        return pafs.LocalFileSystem(), absolute(uri)
     try:
         fs, path = pafs.FileSystem.from_uri(quote(uri, safe=URI_CHARACTERS))
-    except pa.ArrowInvalid:  # a scheme that pyarrow does not know
+    except pa.ArrowInvalid as error:
+        if "Unrecognized" not in str(error):  # such as a missing bucket
+            raise
         fsspec_fs, path = fsspec.core.url_to_fs(uri, **_http(uri))
         fs = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs))
     if isinstance(fs, pafs.S3FileSystem):

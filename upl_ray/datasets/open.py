@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ from upl_ray.classnames import clean_classname
 from upl_ray.config import Config, ConfigError, Source
 from upl_ray.datasets.layouts import LAYOUTS
 from upl_ray.datasets.splits import Split, read_split
+from upl_ray.storage import absolute
 
 VERSION = 1  # raise when the same split gives other manifests
 FIELDS = {"train": "corpus", "val": "validation", "test": "scored"}  # part of the split -> section of the configuration
@@ -33,8 +33,11 @@ def open_dataset(config: Config, store: Store) -> Config:
     if given or config.classnames:
         field = [*(f"{f}.uri" for f in given), "classnames"][0]
         raise ConfigError(f"{field} is given, but dataset.name {name!r} says what it is; remove one of the two.")
-    root = config.dataset.root
-    split = read_split(LAYOUTS[name], root if "://" in root else str(Path(root).expanduser().resolve()))
+    try:
+        root = absolute(config.dataset.root)
+    except ConfigError as error:
+        raise ConfigError(f"dataset.root: {error}") from None
+    split = read_split(LAYOUTS[name], root)
     artifact = Artifact(store, f"dataset-{name}", fingerprint({"version": VERSION, **_identity(split)}))
     update: dict[str, Any] = {"classnames": tuple(clean_classname(n) for n in split.classnames)}
     for part in split.parts:

@@ -6,7 +6,6 @@ Class names are kept as their files have them; `_` becomes a space where prompts
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from upl_ray.artifacts import Store
@@ -14,6 +13,7 @@ from upl_ray.datasets.layouts import COOP, Layout
 from upl_ray.images import EXTENSIONS
 from upl_ray.section import ConfigError
 from upl_ray.sources import UNREACHABLE, first_line, list_files
+from upl_ray.storage import absolute
 
 Part = dict[str, int]  # image, relative to the folder of images -> index of its class
 
@@ -36,9 +36,8 @@ def read_split(layout: Layout, root: str) -> Split:
     """
     folder = Store(root).join(layout.folder)
     images = Store(folder).join(layout.images).rstrip("/")
-    if "://" not in images:
-        images = str(Path(images).resolve())  # data sets are often links to where they really lie
     try:
+        images = absolute(images)  # data sets are often links to where they really lie
         versions = {f: v for f, v in list_files(images).items() if f.lower().endswith(EXTENSIONS)}
     except UNREACHABLE as error:
         raise ConfigError(_fetch(layout, root, f"{images} cannot be listed ({first_line(error)})")) from None

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from upl_ray.storage import absolute
+
 BACKBONES = Path(__file__).parent / "backbones"
 DIGITS = Path("upl-demo") / "digits"
 
@@ -9,7 +11,7 @@ DIGITS = Path("upl-demo") / "digits"
 def images(uri: str) -> str:
     """Absolute address of a corpus; `demo:digits/...` is a folder beside the working directory, written when absent."""
     if not uri.startswith("demo:"):
-        return uri if "://" in uri else str(Path(uri).expanduser().resolve())
+        return absolute(uri)
     part = uri.removeprefix("demo:digits/")
     if part not in ("corpus", "scored"):
         raise ValueError(f"There is no demo corpus {uri!r}; use demo:digits/corpus or demo:digits/scored.")

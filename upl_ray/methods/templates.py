@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import open_clip
 
-from upl_ray.artifacts import Store
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import ConfigError
 from upl_ray.inputs import check_prompts
+from upl_ray.sources import UNREACHABLE, first_line
+from upl_ray.storage import read_text
 from upl_ray.zero_shot import fill_template
 
 
@@ -35,11 +34,10 @@ def templates_of(given: str | tuple[str, ...]) -> tuple[str, ...]:
         return given
     if given == "imagenet":
         return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
-    folder, _, name = given.rpartition("/")
     try:
-        text = (Store(folder).read(name) if "://" in given else Path(given).read_bytes()).decode()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(given)
+    except UNREACHABLE as error:
         raise ConfigError(
-            f"compare.templates {given!r} cannot be read ({error}); give a text file, a list or `imagenet`."
+            f"compare.templates {given!r} cannot be read ({first_line(error)}); give a text file, a list or `imagenet`."
         ) from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
