@@ -175,4 +175,4 @@ def test_trials_that_find_no_room_give_up_in_one_sentence(
         *(chain.members, chain.selection, chain.views, inputs.target, inputs.classnames, config.train, config.compute)
     )
     with pytest.raises(JobError, match=r"No trial found room within compute\.wait_for_resources_s = 3 s"):
-        train.train_members(task)
+        train.train_members(task, [0, 1])

@@ -143,7 +143,7 @@ def _learn(inputs: Inputs, variant: str, chain: Chain, rejected: dict[str, str],
     else:
         log.info("%-12s already there: %d members of %s", "training", config.train.members, variant)
     task = train.Task(chain.members, chain.selection, chain.views, target, inputs.classnames, config.train, compute)
-    train.train_members(task)
+    train.train_members(task, untrained)
     _export(inputs, variant, chain)
     unpredicted = label.unfinished(inputs.corpora, chain.predictions)
     if unpredicted:

@@ -68,21 +68,20 @@ class Task:
         return {"classnames": self.classnames, "weights_sha256": self.spec.weights_sha256, "recipe": recipe}
 
 
-def train_members(task: Task) -> Artifact:
-    """Train the members that are missing in storage.
+def train_members(task: Task, todo: list[int]) -> Artifact:
+    """Train those members that are missing in storage, and declare the step done.
 
     Raises:
         JobError: a trial failed three times; finished members and checkpoints stay, a new run goes on from them.
     """
     artifact, recipe, compute = task.artifact, task.recipe, task.compute
-    todo = unfinished_members(artifact, recipe)
     if todo:
         groups, resources = plan_trials(todo, cluster_nodes(), compute)
         log.info("%-12s %d members in %d concurrent trial(s) of %d", "training", len(todo), len(groups), len(groups[0]))
         _run_trials(replace(task, resources=resources, trials=len(groups)), groups)
-    missing = unfinished_members(artifact, recipe)
-    if missing:
-        raise JobError(f"Members {missing} are not finished; run the job again to go on from their checkpoints.")
+        missing = unfinished_members(artifact, recipe)
+        if missing:
+            raise JobError(f"Members {missing} are not finished; run the job again to go on from their checkpoints.")
     finish_members(artifact, recipe)
     return artifact
 
