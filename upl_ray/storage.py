@@ -128,6 +128,20 @@ class Store:
         """Write a JSON file atomically."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
+    def write_sealed(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Write JSON that holds its own place and hash; returns it as it will be read."""
+        data = integrity.seal_json(value, name)
+        self.write(name, data)
+        return integrity.open_json(data, self.join(name), name)
+
+    def read_sealed(self, name: str) -> dict[str, Any]:
+        """JSON that `write_sealed` wrote.
+
+        Raises:
+            Damaged: it is not what was written there.
+        """
+        return integrity.open_json(self.read(name), self.join(name), name)
+
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file as a table."""
         return open_parquet(pa.BufferReader(self.read(name)), self.join(name)).read(columns)
