@@ -169,7 +169,7 @@ def test_a_strip_of_20000_pixels_does_not_need_gigabytes() -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     answer = done.stdout.decode().strip()
-    assert answer == "(224, 224, 3)" or ("aspect" in answer or "long" in answer or "pixels" in answer), answer
+    assert answer == "its aspect ratio is too long: 20000 x 1 pixels"
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -32,8 +32,8 @@ class Damaged(JobError):
 def damaged(where: str) -> Damaged:
     """The error that names the file and the remedy."""
     return Damaged(
-        f"{where} is damaged: its content is not what this version wrote there. Run the job again with `--repair`, which "
-        f"checks all files and makes damaged ones anew."
+        f"{where} is damaged: its content is not what this version wrote there. Run the job again with `--repair`, "
+        f"which checks all files and makes damaged ones anew."
     )
 
 
