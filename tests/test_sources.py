@@ -246,6 +246,17 @@ def test_a_file_that_a_manifest_names_in_vain_has_a_reason(tmp_path: Path) -> No
     assert read_all(listed(tmp_path, manifest)) == {"a.jpg": b"x", "gone.jpg": "missing file"}
 
 
+def test_names_that_no_image_can_have_are_reasons_and_stop_nothing(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"x", "folder/b.jpg": b"y"})
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "ring.jpg").symlink_to(tmp_path / "ring.jpg")
+    long, deep = "n" * 5000 + ".jpg", "n/" * 3000 + "x.jpg"
+    names = ["a.jpg", "folder", "folder/", "a.jpg/c.jpg", "pipe.jpg", "ring.jpg", long, deep]
+    found = read_all(listed(tmp_path, write_manifest(tmp_path / "m", names, ".txt"), shard_size=9))
+    folder, missing = "not a file", "missing file"
+    assert found == dict(zip(names, [b"x", folder, folder, missing, folder, missing, missing, missing], strict=True))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "match"),
     [

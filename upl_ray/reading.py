@@ -6,6 +6,9 @@ permission or a storage that does not answer, says nothing about the image: it s
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -19,8 +22,12 @@ from upl_ray.artifacts import IO_THREADS, open_filesystem
 from upl_ray.images import Geometry
 from upl_ray.section import JobError
 from upl_ray.sources import first_line
+from upl_ray.web import MISSING as MISSING
+from upl_ray.web import is_web, read_web, too_large
 
-MISSING = "missing file"
+LONGEST_KEY = 1024  # bytes of a name in S3
+# No file can have such a name: a file is used as a folder, the name is too long, links go round in a circle.
+NEVER_THERE = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def read_images(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).max_bytes) -> list[bytes | str]:
@@ -77,28 +84,40 @@ def _read_archive(root: str, file: str, rows: list[dict[str, Any]]) -> list[byte
     fs, path = _address(root, file)
     info = fs.get_file_info(path)
     if info.type != pafs.FileType.File:
+        if is_web(path) and read_web(fs.handler.fs, path, max_bytes=0) != MISSING:
+            raise OSError(f"{path}: the server did not answer at first")
         return [MISSING] * len(rows)
     listed = rows[0]["version"]
     if str(info.size) != listed.partition("-")[0]:  # offsets of another version would give other images their names
         raise JobError(f"{file} under {root} has changed since it was listed; run the job again.")
-    if rows[0]["length"] is None:
-        return archives.read_parquet(fs, path, [r["offset"] for r in rows])
-    return archives.read_tar(fs, path, [(r["offset"], r["length"]) for r in rows])
-
-
-def too_large(max_bytes: int) -> str:
-    """Why a file is not read."""
-    return f"more than {max_bytes} bytes"
+    try:
+        if rows[0]["length"] is None:
+            return archives.read_parquet(fs, path, [r["offset"] for r in rows])
+        return archives.read_tar(fs, path, [(r["offset"], r["length"]) for r in rows])
+    except ValueError as error:
+        if not is_web(path):
+            raise
+        raise JobError(
+            f"{path} cannot be read in parts ({first_line(error)}); copy it to a storage that can."
+        ) from None
 
 
 def _read_file(root: str, file: str, max_bytes: int) -> bytes | str:
     fs, path = _address(root, file)
+    if is_web(path):
+        return read_web(fs.handler.fs, path, max_bytes)
+    if isinstance(fs, pafs.S3FileSystem) and len(path.partition("/")[2].encode()) > LONGEST_KEY:
+        return MISSING
     try:
+        if isinstance(fs, pafs.LocalFileSystem) and not stat.S_ISREG(os.stat(path).st_mode):
+            return "not a file"  # a folder, or a pipe, which would be waited for
         with fs.open_input_file(path) as opened:  # its size is known: one request, not one for each 256 KiB
             size = opened.size()
             return bytes(opened.read(size)) if size <= max_bytes else too_large(max_bytes)
-    except FileNotFoundError:
-        return MISSING
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno in NEVER_THERE:
+            return MISSING
+        raise
 
 
 def _address(root: str, file: str) -> tuple[pafs.FileSystem, str]:
