@@ -9,7 +9,7 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -17,14 +17,18 @@ import pyarrow.fs as pafs
 from upl_ray import schema
 from upl_ray.config import ConfigError
 from upl_ray.images import EXTENSIONS
-from upl_ray.sources import sub_folder
-from upl_ray.storage import open_parquet
+from upl_ray.sources import first_line, sub_folder
+from upl_ray.storage import PARQUET_ERRORS, open_parquet
 
 BUFFER = 2**20  # bytes of one request while a tar's headers are read
 GAP = 2**18  # a hole between two members up to this is read along: cheaper than another request
 LONGEST = 2**25  # bytes of one request for members
 BYTES_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
 LABEL_COLUMNS = ("label", "class", "cls", "classname")
+
+# What Python's tarfile raises on damaged headers.
+TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, SystemError, MemoryError)
+SPARSE = -1  # length of a member that is kept with holes: it may claim a million times its bytes
 
 Row = tuple[str, str | None, int, int | None]  # name inside the archive, label, offset, length
 
@@ -45,23 +49,39 @@ def index_tar(fs: pafs.FileSystem, path: str) -> list[Row]:
             io.BufferedReader(file, BUFFER) as buffered,
             tarfile.open(fileobj=buffered, mode="r:") as tar,
         ):
-            for member in tar:
-                name = member.name.removeprefix("./")
+            for member in _forwards(tar, file):
+                # Names of other encodings than UTF-8 are shown as `caf\\xe9.jpg`; a member is read by its place.
+                name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace").removeprefix("./")
                 folder, _, base = name.rpartition("/")
                 key = f"{folder}/{base.partition('.')[0]}"
                 if not member.isfile() or base.startswith("."):
                     continue
-                if name.lower().endswith(EXTENSIONS):
-                    images[name] = (key, None, member.offset_data, member.size)  # a later one of a name replaces it
-                elif name.endswith((".cls", ".json")) and member.size < BUFFER:
+                if name.lower().endswith(EXTENSIONS):  # a later one of a name replaces it
+                    images[name] = (key, None, member.offset_data, SPARSE if member.issparse() else member.size)
+                elif name.endswith((".cls", ".json")) and member.size < BUFFER and not member.issparse():
                     content = tar.extractfile(member)
                     assert content is not None
                     label = _label(content.read(), name.endswith(".json"))
                     if label is not None:
                         labels[key] = label
-    except tarfile.TarError as error:
-        raise ConfigError(f"{path!r} is no tar archive, or damaged ({error}); repair or remove it.") from None
+    except TAR_ERRORS as error:
+        reason = first_line(error)
+        raise ConfigError(f"{path!r} is no tar archive, or damaged ({reason}); repair or remove it.") from None
     return [(name, labels.get(key, sub_folder(name)), offset, size) for name, (key, _, offset, size) in images.items()]
+
+
+def _forwards(tar: tarfile.TarFile, file: pa.NativeFile) -> Iterator[tarfile.TarInfo]:
+    """The members, each behind the one before, up to the end.
+
+    A negative size would send Python's tarfile round in a circle, and what is no header it takes for the end.
+    """
+    size = file.size()
+    for member in tar:
+        if member.size < 0 or not member.offset < tar.offset <= size + tarfile.BLOCKSIZE:  # where the next one begins
+            raise tarfile.ReadError(f"wrong size of the member at byte {member.offset}")
+        yield member
+    if tar.offset < size and any(file.read_at(tarfile.BLOCKSIZE, tar.offset)):
+        raise tarfile.ReadError(f"no header at byte {tar.offset}")
 
 
 def _label(content: bytes, is_json: bool) -> str | None:
@@ -70,7 +90,7 @@ def _label(content: bytes, is_json: bool) -> str | None:
         if not is_json:
             return text
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     found = next((value[c] for c in LABEL_COLUMNS if c in value), None) if isinstance(value, dict) else None
     return as_text(found)
@@ -80,17 +100,34 @@ def as_text(value: object) -> str | None:
     """A cell of a table as text. A column of whole numbers with gaps comes as floats: 3.0 is `3`, a gap is None."""
     if isinstance(value, float):
         value = None if math.isnan(value) else int(value) if value.is_integer() else value
-    return None if value is None else str(value)
+    return None if value is None else str(value).encode(errors="backslashreplace").decode()  # JSON may hold half a pair
 
 
 def index_parquet(fs: pafs.FileSystem, path: str) -> list[Row]:
-    """The rows of a Parquet file with image bytes; labels from its column `label`, if there is one."""
+    """The rows of a Parquet file with image bytes; labels from its column `label`, if there is one.
+
+    Raises:
+        ConfigError: it is no Parquet file, a damaged one, or has no column of image bytes.
+    """
     with fs.open_input_file(path) as file:
         parquet = open_parquet(file, path)
+        if bytes_column(parquet.schema_arrow) is None:
+            raise no_bytes(path, parquet.schema_arrow)
         column = next((c for c in LABEL_COLUMNS if c in parquet.schema_arrow.names), None)
         rows = parquet.metadata.num_rows
-        labels = parquet.read([column])[column].to_pylist() if column else [None] * rows
+        try:
+            labels = parquet.read([column])[column].to_pylist() if column else [None] * rows
+        except PARQUET_ERRORS as error:
+            raise ConfigError(f"Column {column!r} of {path!r} is damaged ({first_line(error)}); repair it.") from None
     return [(str(i), as_text(label), i, None) for i, label in enumerate(labels)]
+
+
+def no_bytes(path: str, columns: pa.Schema) -> ConfigError:
+    """The error of a Parquet file that holds no images."""
+    return ConfigError(
+        f"{path!r} has no column of image bytes ({', '.join(BYTES_COLUMNS)}); "
+        f"its columns are {', '.join(columns.names)}."
+    )
 
 
 def bytes_column(names: pa.Schema) -> str | None:

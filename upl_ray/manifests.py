@@ -17,7 +17,8 @@ import pyarrow.fs as pafs
 from upl_ray.addresses import flaw
 from upl_ray.archives import LABEL_COLUMNS, as_text
 from upl_ray.config import ConfigError
-from upl_ray.storage import open_parquet
+from upl_ray.sources import first_line
+from upl_ray.storage import PARQUET_ERRORS, open_parquet
 
 URI_COLUMNS = ("uri", "url", "path", "image", "image_path", "filepath", "filename", "file_name", "file")
 ID_COLUMNS = ("image_id", "id", "key")
@@ -46,8 +47,10 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
     """
     try:
         records = _records(fs, path)
-    except (ValueError, csv.Error) as error:
-        raise ConfigError(f"The manifest {path!r} cannot be read ({error}); mend it.") from None
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError, csv.Error, *PARQUET_ERRORS) as error:
+        raise ConfigError(f"The manifest {path!r} cannot be read ({first_line(error)}); mend it.") from None
     found: dict[str, Named] = {}
     for number, record in enumerate(records, 1):
         name = _first(record, URI_COLUMNS)
@@ -81,6 +84,8 @@ def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
     if path.endswith(".txt"):
         return [{"uri": line} for line in lines]
     records = [json.loads(line) for line in lines]
+    for record in records:
+        json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair, which no file's name may hold
     if not all(isinstance(r, dict) for r in records):
         raise ValueError('every line should be an object such as {"uri": "a.jpg"}')
     return records

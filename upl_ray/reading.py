@@ -65,7 +65,9 @@ def _read_rows(root: str, rows: list[dict[str, Any]], max_bytes: int) -> list[by
     by_archive: dict[str, list[int]] = defaultdict(list)
     alone = []
     for i, row in enumerate(rows):
-        if (row["length"] or 0) > max_bytes:
+        if row["length"] == archives.SPARSE:
+            found[i] = "sparse member of a tar archive"
+        elif (row["length"] or 0) > max_bytes:
             found[i] = too_large(max_bytes)
         elif row["offset"] is None:
             alone.append(i)
@@ -94,11 +96,9 @@ def _read_archive(root: str, file: str, rows: list[dict[str, Any]]) -> list[byte
         if rows[0]["length"] is None:
             return archives.read_parquet(fs, path, [r["offset"] for r in rows])
         return archives.read_tar(fs, path, [(r["offset"], r["length"]) for r in rows])
-    except ValueError as error:
-        if not is_web(path):
-            raise
+    except ValueError as error:  # of Arrow about a damaged Parquet file, or of fsspec about a server without parts
         raise JobError(
-            f"{path} cannot be read in parts ({first_line(error)}); copy it to a storage that can."
+            f"{file} under {root} is damaged, or cannot be read in parts ({first_line(error)}); repair or remove it."
         ) from None
 
 

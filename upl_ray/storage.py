@@ -26,6 +26,7 @@ IO_THREADS = 16  # requests in flight when many small files are read; object sto
 URI_CHARACTERS = "%:/?@!$&'()*+,;=~"  # what may stand in a URI as it is; pyarrow refuses blanks and umlauts
 # What the names of Ray's Arrow types begin with: plain, and in base64 from each of the three places in a group.
 RAY_TYPES = (b"ray.data.", b"cmF5LmRhdGEu", b"JheS5kYXRhL", b"yYXkuZGF0YS")
+PARQUET_ERRORS = (pa.ArrowException, ValueError, OSError)  # what Arrow raises on damaged files
 S3_RETRIES = 8  # of a request that S3 refuses for now; the pauses double from 25 ms to 3.2 s: 6.4 s in all
 
 
@@ -189,7 +190,7 @@ def open_parquet(source: pa.NativeFile, where: str) -> pq.ParquetFile:
     footer, where Arrow's schema is text in base64, before Arrow sees it.
 
     Raises:
-        ConfigError: the file claims to hold a type of Ray's.
+        ConfigError: the file claims to hold a type of Ray's, is no Parquet, or damaged.
     """
     size = source.size()
     source.seek(max(0, size - 8))
@@ -199,7 +200,11 @@ def open_parquet(source: pa.NativeFile, where: str) -> pq.ParquetFile:
     if any(text in footer for text in RAY_TYPES):
         raise ConfigError(f"{where} holds a column of Ray's own types, which may carry code; write plain columns.")
     source.seek(0)
-    return pq.ParquetFile(source)
+    try:
+        return pq.ParquetFile(source)
+    except PARQUET_ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ConfigError(f"{where} is no Parquet file, or damaged ({reason}); repair or remove it.") from None
 
 
 def table_bytes(table: pa.Table) -> bytes:
