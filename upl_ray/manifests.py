@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
@@ -102,7 +104,7 @@ def _checked(name: str, folder: str, roots: tuple[str, ...], where: str) -> str:
         raise ConfigError(f"An address in {where} {found}.")
     if "\0" in name:
         raise ConfigError(f"{name!r} in {where} holds a null character; no file has such a name.")
-    if ".." in name.split("/"):
+    if any(part.strip() == ".." for part in (_parts(name) if "://" in name else name.split("/"))):
         raise ConfigError(f"{name!r} in {where} holds `..`; write the address without it.")
     absolute = "://" in name or name.startswith("/")
     if not absolute:
@@ -114,6 +116,13 @@ def _checked(name: str, folder: str, roots: tuple[str, ...], where: str) -> str:
             f"{name!r} in {where} lies outside of {folder!r}; if it may be read, say so: corpus.roots: [{parent}]."
         )
     return name
+
+
+def _parts(address: str) -> list[str]:
+    """What lies between its slashes for who undoes escapes, drops white space, or takes a backslash for a slash."""
+    for _ in range(3):  # escapes of escapes
+        address = unquote(address)
+    return re.split(r"[/\\?#]", re.sub(r"[\t\r\n]", "", address))
 
 
 def _slash(root: str) -> str:
