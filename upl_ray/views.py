@@ -26,7 +26,7 @@ from torch import Tensor
 from upl_ray import images, schema
 from upl_ray.artifacts import Artifact, Store, fingerprint
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Compute, Views
+from upl_ray.config import Compute, JobError, Views
 from upl_ray.corpus import Corpus
 from upl_ray.embed import Encoder
 from upl_ray.pools import add_pool, configure_data, in_one_sentence, plan
@@ -113,13 +113,19 @@ def crop_views(data: bytes | str, image_id: str, spec: ClipSpec, views: Views) -
     """The views of one image's bytes as uint8 crops [V, H, W, 3].
 
     Raises:
-        ValueError: the image cannot be read any more (a reason instead of bytes), though it could when it was embedded.
+        JobError: the image cannot be read any more (a reason instead of bytes), though it could when it was embedded.
     """
-    if isinstance(data, str):
-        raise ValueError(f"The selected image {image_id}: {data}; run the job again to list the corpus anew.")
-    image = images.decode(data)
-    if views.count == 0:
-        return images.center_crop(image, spec.geometry)[None]
+    try:
+        if isinstance(data, str):
+            raise images.Rejected(data)
+        image = images.decode(data)
+        if views.count == 0:
+            return images.center_crop(image, spec.geometry)[None]
+    except images.Rejected as error:
+        raise JobError(
+            f"The selected image {image_id!r} could be read when it was embedded, and cannot now ({error}); put it back "
+            f"or take it out of the corpus and its manifest, and run the job again, which lists the corpus anew."
+        ) from None
     return images.random_views(image, spec.geometry, image_id, views.count, views.seed, views.crop_scale, views.flip)
 
 
