@@ -185,3 +185,18 @@ def test_lines_of_a_manifest_that_cannot_be_read_are_refused_by_name(tmp_path: P
     (tmp_path / "m.jsonl").write_text('{"uri": "b.jpg"}\n' + line + "\n")
     with pytest.raises(ConfigError, match=r"m\.jsonl.*cannot be read"):
         listed(tmp_path, "m.jsonl")
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_a_value_that_stands_in_many_rows_is_in_memory_once(tmp_path: Path, struct: bool) -> None:
+    """A file of some kilobytes, 300 rows of the same 4 MB: 1.2 GB if they were read together."""
+    blob, small = bytes(2**22), b"small"
+    values = [small, *[blob] * 300, None, small]
+    image = [v and {"bytes": v, "path": None} for v in values] if struct else values
+    pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 10_000
+    before, fs = pa.default_memory_pool().max_memory(), pafs.LocalFileSystem()
+    found = archives.read_parquet(fs, str(tmp_path / "a.parquet"), [302, 0, 300, 301, 9999], 2**21)
+    assert found == [small, small, "more than 2097152 bytes", "no bytes in this row", "missing row"]
+    assert archives.read_parquet(fs, str(tmp_path / "a.parquet"), [300], 2**22) == [blob]
+    assert pa.default_memory_pool().max_memory() - before < 10 * 2**22

@@ -19,6 +19,7 @@ from upl_ray.config import ConfigError
 from upl_ray.images import EXTENSIONS
 from upl_ray.sources import first_line, sub_folder
 from upl_ray.storage import PARQUET_ERRORS, open_parquet
+from upl_ray.web import too_large
 
 BUFFER = 2**20  # bytes of one request while a tar's headers are read
 GAP = 2**18  # a hole between two members up to this is read along: cheaper than another request
@@ -168,25 +169,40 @@ def _neighbours(ranges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
     return groups
 
 
-def read_parquet(fs: pafs.FileSystem, path: str, rows: Sequence[int]) -> list[bytes | str]:
-    """The image bytes of these rows, in the given order; whole row groups are read."""
+def read_parquet(fs: pafs.FileSystem, path: str, rows: Sequence[int], max_bytes: int) -> list[bytes | str]:
+    """The image bytes of these rows, in the given order; a reason instead of more than `max_bytes`.
+
+    Row groups are read from their beginning, but row by row: a value that is stored once may stand in all of them.
+    """
     found: dict[int, bytes | str] = {}
     wanted = set(rows)
     with fs.open_input_file(path) as file:
         parquet = open_parquet(file, path)
         column = bytes_column(parquet.schema_arrow)
-        assert column is not None, f"{path} has no column of image bytes any more"
+        if column is None:
+            raise no_bytes(path, parquet.schema_arrow)
         first = 0
         for group in range(parquet.num_row_groups):
             behind = first + parquet.metadata.row_group(group).num_rows
             here = sorted(wanted.intersection(range(first, behind)))
             if here:
-                values = parquet.read_row_group(group, [column])[column].take([i - first for i in here]).to_pylist()
-                for i, value in zip(here, values, strict=True):
-                    data = value["bytes"] if isinstance(value, dict) else value
-                    found[i] = "no bytes in this row" if data is None else data
+                batches = parquet.iter_batches(1, [group], [column])
+                for i, batch in zip(range(first, here[-1] + 1), batches, strict=False):
+                    if i in wanted:
+                        found[i] = _cell(batch.column(0), max_bytes)
             first = behind
     return [found.get(i, "missing row") for i in rows]
+
+
+def _cell(column: pa.Array, max_bytes: int) -> bytes | str:
+    """The only value of a column, if it is there and not too large."""
+    value = column[0]
+    if pa.types.is_struct(column.type) and value.is_valid:
+        value = value["bytes"]
+    if not value.is_valid:
+        return "no bytes in this row"
+    data = value.as_buffer()
+    return too_large(max_bytes) if data.size > max_bytes else data.to_pybytes()
 
 
 def listing_table(prefix: str, file: str, version: str, rows: Sequence[Row]) -> pa.Table:

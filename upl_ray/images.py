@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ Crop = npt.NDArray[np.uint8]
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 178_956_970  # twice PIL's warning limit: the size at which PIL itself refuses, as a decompression bomb
 MAX_ASPECT = 300  # of the sides: at 448 pixels such a strip is resized to 60 million pixels before it is cropped
+MAX_SCANS = 100  # of a JPEG file; encoders write 10. Each costs as much time as the whole image, in a few bytes
+MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG, beside those within a scan
 BYTES_OF_PIXEL = 16  # of the widest format, four floats; a file with more for each pixel that it may have is no image
 CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop: torchvision's default, which CoOp uses
 
@@ -94,11 +97,24 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise Rejected(f"{kind}: {_first_line(error)}") from None
     if image.width * image.height > max_pixels:
         raise Rejected(f"more than {max_pixels} pixels")
+    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
+        raise Rejected(f"more than {MAX_SCANS} scans")
     try:
         image.load()
     except DECODE_ERRORS as error:
         raise Rejected(f"truncated or damaged image: {_first_line(error)}") from None
     return image
+
+
+def _scans(data: bytes) -> int:
+    """Number of scans of a JPEG file's first image; what stands in comments and profiles is none."""
+    scans, at = 0, 2
+    while (found := MARKER.search(data, at)) and found[1] != b"\xd9":  # the end of the image
+        at = found.end()
+        scans += found[1] == b"\xda"
+        if found[1] not in (b"\x01", b"\xd8"):  # all others say their length
+            at += int.from_bytes(data[at : at + 2], "big")
+    return scans
 
 
 def _first_line(error: BaseException) -> str:

@@ -33,7 +33,7 @@ NEVER_THERE = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 def read_images(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).max_bytes) -> list[bytes | str]:
     """Bytes of the images in rows of `schema.LISTING`, in order; a reason instead where one cannot be had.
 
-    Files and members of tar archives that are larger than `max_bytes` are not read; Parquet is read by row groups.
+    Files, members of tar archives and cells of Parquet files that are larger than `max_bytes` are left out.
 
     Raises:
         JobError: an image may not be read, or the storage does not answer; none of the files is there, so it is the
@@ -77,12 +77,12 @@ def _read_rows(root: str, rows: list[dict[str, Any]], max_bytes: int) -> list[by
         for i, data in zip(alone, pool.map(lambda i: _read_file(root, rows[i]["file"], max_bytes), alone), strict=True):
             found[i] = data
     for file, members in by_archive.items():
-        for i, data in zip(members, _read_archive(root, file, [rows[i] for i in members]), strict=True):
+        for i, data in zip(members, _read_archive(root, file, [rows[i] for i in members], max_bytes), strict=True):
             found[i] = data
     return found
 
 
-def _read_archive(root: str, file: str, rows: list[dict[str, Any]]) -> list[bytes | str]:
+def _read_archive(root: str, file: str, rows: list[dict[str, Any]], max_bytes: int) -> list[bytes | str]:
     fs, path = _address(root, file)
     info = fs.get_file_info(path)
     if info.type != pafs.FileType.File:
@@ -94,7 +94,7 @@ def _read_archive(root: str, file: str, rows: list[dict[str, Any]]) -> list[byte
         raise JobError(f"{file} under {root} has changed since it was listed; run the job again.")
     try:
         if rows[0]["length"] is None:
-            return archives.read_parquet(fs, path, [r["offset"] for r in rows])
+            return archives.read_parquet(fs, path, [r["offset"] for r in rows], max_bytes)
         return archives.read_tar(fs, path, [(r["offset"], r["length"]) for r in rows])
     except ValueError as error:  # of Arrow about a damaged Parquet file, or of fsspec about a server without parts
         raise JobError(

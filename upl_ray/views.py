@@ -123,8 +123,8 @@ def crop_views(data: bytes | str, image_id: str, spec: ClipSpec, views: Views) -
             return images.center_crop(image, spec.geometry)[None]
     except images.Rejected as error:
         raise JobError(
-            f"The selected image {image_id!r} could be read when it was embedded, and cannot now ({error}); put it back "
-            f"or take it out of the corpus and its manifest, and run the job again, which lists the corpus anew."
+            f"The selected image {image_id!r} could be read when it was embedded, and cannot now ({error}); put it "
+            f"back or take it out of the corpus and its manifest, and run the job again, which lists the corpus anew."
         ) from None
     return images.random_views(image, spec.geometry, image_id, views.count, views.seed, views.crop_scale, views.flip)
 
