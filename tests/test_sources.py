@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from upl_ray import archives
+from upl_ray import archives, reading
 from upl_ray.artifacts import Store
 from upl_ray.config import ConfigError, Source
 from upl_ray.corpus import Corpus, list_corpus
@@ -75,6 +75,23 @@ def test_a_file_above_the_limit_is_not_read(tmp_path: Path, form: str) -> None:
     corpus = listed(tmp_path, tmp_path / "shards")
     found = read_images(corpus.shards[0].root, corpus.listing(corpus.shards[0]), max_bytes=100)
     assert found == [small, "more than 100 bytes", small]
+
+
+@pytest.mark.parametrize("form", ["files", "tar"])
+def test_large_images_come_one_by_one_and_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(reading, "LARGE", 1000)
+    members = {f"{i}.jpg": bytes([i]) * n for i, n in enumerate((10, 3000, 1000, 1001, 9000, 0))}
+    if form == "tar":
+        write_tar(tmp_path / "shards" / "0.tar", members)
+    else:
+        write_files(tmp_path / "shards", members)
+    corpus = listed(tmp_path, tmp_path / "shards")
+    (shard,) = corpus.shards
+    listing = corpus.listing(shard)
+    held = [len(data) for data in read_images(shard.root, listing, reading.LARGE) if isinstance(data, bytes)]
+    assert sorted(held) == [0, 10, 1000]  # what is in memory together
+    for most in (500, 1000, 5000, 10_000):
+        assert list(reading.read_each(shard.root, listing, most)) == read_images(shard.root, listing, most)
 
 
 def labels(corpus: Corpus) -> dict[str, str | None]:

@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -25,6 +26,7 @@ from upl_ray.sources import first_line
 from upl_ray.web import MISSING as MISSING
 from upl_ray.web import is_web, read_web, too_large
 
+LARGE = 2**24  # bytes of an image that is read alone; a chunk of 64 smaller ones is at most 1 GiB
 LONGEST_KEY = 1024  # bytes of a name in S3
 # No file can have such a name: a file is used as a folder, the name is too long, links go round in a circle.
 NEVER_THERE = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -58,6 +60,13 @@ def read_images(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).ma
             f"{rows[0]['image_id']}; every node must reach the same folder."
         )
     return found
+
+
+def read_each(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).max_bytes) -> Iterator[bytes | str]:
+    """The same as `read_images`, one by one: of images above `LARGE` only one is in memory at a time."""
+    most = min(LARGE, max_bytes)
+    for i, data in enumerate(read_images(root, listing, most)):
+        yield read_images(root, listing.slice(i, 1), max_bytes)[0] if data == too_large(most) else data
 
 
 def _read_rows(root: str, rows: list[dict[str, Any]], max_bytes: int) -> list[bytes | str]:

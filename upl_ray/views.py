@@ -31,7 +31,7 @@ from upl_ray.corpus import Corpus
 from upl_ray.embed import Encoder
 from upl_ray.pools import add_pool, configure_data, in_one_sentence, plan
 from upl_ray.progress import Progress
-from upl_ray.reading import read_images
+from upl_ray.reading import read_each
 
 VERSION = 1  # raise when the same images give other views
 IMAGES_PER_TASK = 16  # 16 images x 50 views x 224 x 224 pixels are 120 MB
@@ -84,7 +84,7 @@ def _encode_views(
     def crop(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
         listing = store.read_hashed(group["listing"])
         listing = listing.filter(pc.field("image_id").isin(group["image_ids"]))
-        for image_id, data in zip(listing["image_id"].to_pylist(), read_images(group["root"], listing), strict=True):
+        for image_id, data in zip(listing["image_id"].to_pylist(), read_each(group["root"], listing), strict=True):
             yield {"image_id": image_id, spec.geometry.key: crop_views(data, image_id, spec, views)}
 
     crops = ray.data.from_items(groups, override_num_blocks=min(len(groups), 1024)).flat_map(crop)
