@@ -51,7 +51,7 @@ class SyntheticRun:
         scores = {v: self._scores(corpus, v, steps) for v, steps in made.items()}
         first = made[self.variants[0]]
         store.write_json("config.json", config.model_dump(mode="json"))
-        store.write_json(
+        store.write_sealed(
             "run.json",
             {
                 "status": "done",

@@ -85,6 +85,22 @@ def test_crops_of_every_mode_and_shape_equal_open_clips(mode: str) -> None:
     assert compared > len(SIZES) * len(GEOMETRIES) // 2
 
 
+@pytest.mark.parametrize(("long", "fine"), [(600, True), (601, False), (2000, False)])
+def test_whether_a_strip_is_rejected_does_not_depend_on_the_geometry(long: int, fine: bool) -> None:
+    """2000 x 2 pixels were accepted by a backbone of 224 pixels, and rejected for it beside one of 448."""
+    large = [Geometry(s, s, "bicubic", mode) for s in (224, 448) for mode in ("shortest", "longest")]
+    for size, geometry in itertools.product([(long, 2), (2, long)], [*GEOMETRIES, *large]):
+        strip = picture("L", *size)
+        if fine:
+            expected = open_clips_crop(strip, geometry)
+            assert expected is not None or geometry.resize_mode == "longest"  # it would have a side of 0 pixels
+            crop = center_crop(strip, geometry)
+            assert np.array_equal(crop, crop if expected is None else expected)
+        else:
+            with pytest.raises(Rejected, match="aspect ratio"):
+                center_crop(strip, geometry)
+
+
 def test_the_crop_leaves_the_image_unchanged() -> None:
     image = picture("RGBA", 37, 53)
     before = image.tobytes()

@@ -11,7 +11,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
+from upl_ray.clip_model import ClipModel
+from upl_ray.config import JobError, Views
 from upl_ray.images import Geometry, random_crop_box, random_views
+from upl_ray.views import crop_views
 
 GEOMETRY = Geometry(32, 24)
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -112,3 +115,16 @@ def test_flips_happen_at_the_configured_rate(flip: float) -> None:
     bank = random_views(ramp, GEOMETRY, "a", 1000, 0, SCALE, flip).astype(int)
     flipped = bank[:, 16, 0, 0] > bank[:, 16, -1, 0]
     assert abs(flipped.mean() - flip) <= 4 * math.sqrt(flip * (1 - flip) / 1000)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize(
+    ("data", "why"), [("missing file", "missing file"), (b"", "empty file"), (b"x", "not an image")]
+)
+def test_a_selected_image_that_cannot_be_read_any_more_stops_the_job_in_a_sentence(
+    small_clip: ClipModel, data: bytes | str, why: str, count: int
+) -> None:
+    with pytest.raises(
+        JobError, match=rf"'a\.jpg' could be read.*\({why}.*put it back or take it out.*run the job again"
+    ):
+        crop_views(data, "a.jpg", small_clip.spec, Views(count=count))

@@ -16,12 +16,15 @@ from worlds import SHORT, committed_rows, contexts, folders, job_config
 from upl_ray import integrity
 from upl_ray.artifacts import Artifact
 from upl_ray.command_line import load_config
-from upl_ray.config import JobError
+from upl_ray.config import ConfigError, JobError, Train
 from upl_ray.ensemble import load_ensemble
 from upl_ray.integrity import Damaged
-from upl_ray.members import read_checkpoint
+from upl_ray.members import read_checkpoint, read_members
+from upl_ray.predict import find_classifier
 from upl_ray.repair import repair
+from upl_ray.report.page import write_report
 from upl_ray.storage import Store
+from upl_ray.summary import earlier_seconds
 
 TENSORS = {"ctx": torch.arange(6.0).reshape(2, 3), "half": torch.ones(5, dtype=torch.float16)}
 
@@ -30,8 +33,8 @@ def sealed() -> dict[str, tuple[bytes, Callable[[bytes], Any]]]:
     tensors = safetensors.torch.save(TENSORS, {"upl_ray": json.dumps({"classnames": ["ä", "b"]})})
     name = integrity.hashed_name("parts/a", ".parquet", b"rows of a shard")
     return {
-        "json": (integrity.seal_json({"parts": ["a"], "n": 1}), lambda data: integrity.open_json(data, "x")),
-        "tensors": (integrity.seal_tensors(tensors), lambda data: integrity.open_tensors(data, "x")),
+        "json": (integrity.seal_json({"parts": ["a"], "n": 1}, "p"), lambda data: integrity.open_json(data, "x", "p")),
+        "tensors": (integrity.seal_tensors(tensors, "p"), lambda data: integrity.open_tensors(data, "x", "p")),
         "name": (b"rows of a shard", lambda data: integrity.check_name(name, data, "x")),
     }
 
@@ -58,7 +61,7 @@ def test_every_single_flipped_bit_and_every_cut_is_found(kind: str) -> None:
 
 def test_sealed_values_come_back_and_sealed_tensors_stay_a_plain_safetensors_file(tmp_path: Path) -> None:
     value = {"tuple": (1, 2.5), 3: None, "text": "ä\n", "nested": {"sha": []}}
-    assert integrity.open_json(integrity.seal_json(value), "x") == json.loads(json.dumps(value))
+    assert integrity.open_json(integrity.seal_json(value, "a"), "x", "a") == json.loads(json.dumps(value))
     data = integrity.seal_tensors(safetensors.torch.save(TENSORS, {"about": "it"}))
     (tmp_path / "file").write_bytes(data)
     with safetensors.safe_open(tmp_path / "file", "pt") as file:
@@ -67,11 +70,13 @@ def test_sealed_values_come_back_and_sealed_tensors_stay_a_plain_safetensors_fil
     assert integrity.seal_tensors(data) == data  # sealing again changes nothing
 
 
-@pytest.mark.parametrize("unsealed", [b"", b"{}", b"[]", b"nonsense", b'{"a": 1}', b"\x00" * 16, b"\xff" * 9])
+@pytest.mark.parametrize(
+    "unsealed", [b"", b"{}", b"[]", b"nonsense", b'{"a": 1}', b"\x00" * 16, b"\xff" * 9, b"[" * 10**5]
+)
 def test_what_was_never_sealed_is_damaged(unsealed: bytes) -> None:
     for opened in (integrity.open_json, integrity.open_tensors):
         with pytest.raises(Damaged, match="its name is damaged"):
-            opened(unsealed, "its name")
+            opened(unsealed, "its name", None)
     with pytest.raises(Damaged):
         integrity.check_name("parts/no-hash.parquet", unsealed, "x")
     with pytest.raises(Damaged):
@@ -110,6 +115,13 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def mix_up(path: Path) -> None:
+    """Another whole file of the same storage lies in its place: one of the same kind where there is one."""
+    alike = [p for p in path.parent.parent.parent.rglob(f"*{path.suffix}") if p.is_file()]
+    alike.sort(key=lambda p: (p.parent != path.parent, p.name != path.name, p))
+    path.write_bytes(next(p.read_bytes() for p in alike if p.read_bytes() != path.read_bytes()))
+
+
 # A file of every kind that a step writes and a later one reads.
 KINDS = (
     *("corpus-*/manifest.json", "corpus-*/shards/*", "features-*/commits/*", "features-*/parts/*"),
@@ -144,7 +156,7 @@ def test_a_storage_that_nobody_touched_is_whole(finished: Path) -> None:
     assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("spoil", [cut, flip])
+@pytest.mark.parametrize("spoil", [cut, flip, mix_up])
 @pytest.mark.parametrize("kind", KINDS)
 def test_repair_names_exactly_the_damaged_file(finished: Path, kind: str, spoil: Callable[[Path], None]) -> None:
     victim = sorted(finished.glob(kind))[0]
@@ -168,7 +180,7 @@ def test_a_storage_with_a_damaged_file_of_every_kind_is_made_whole_again(
 ) -> None:
     from upl_ray.pipeline import run
 
-    for kind, spoil in zip(KINDS, [cut, flip] * len(KINDS), strict=False):
+    for kind, spoil in zip(KINDS, [cut, flip, mix_up] * len(KINDS), strict=False):
         if kind != "corpus-*/manifest.json":  # its loss hides the others of the corpus
             spoil(sorted(finished.glob(kind))[-1])
     summary = run(job_config(short_world, finished, **SHORT, repair=True))
@@ -201,6 +213,56 @@ def test_damaged_prompts_checkpoints_and_classifiers_are_never_used(finished: Pa
         read_checkpoint(Artifact(Store(str(finished)), step, digest), 1)
     with pytest.raises(Damaged, match=r"classifier\.safetensors"):
         load_ensemble(str(finished / folders(finished, "classifier")[0]))
+
+
+def test_files_that_were_mixed_up_are_never_used(finished: Path) -> None:
+    store = Store(str(finished))
+    shards, (views, *_) = Artifact(store, "step", "0" * 12), folders(finished, "views")
+    for shard in ("A", "B"):
+        shards.commit(shard, parts=[shards.write_part(shard, pa.table({"image_id": [shard]}))])
+    shutil.copy(finished / shards.folder / "commits/B.json", finished / shards.folder / "commits/A.json")
+    shutil.copy(finished / views / "manifest.json", finished / shards.folder)
+    members = Artifact(store, *folders(finished, "members")[0].rsplit("-", 1))
+    for kind in ("prompts", "checkpoints"):
+        folder = finished / members.name(kind)
+        shutil.copy(folder / "member-01.safetensors", folder / "member-00.safetensors")
+    for read in (
+        lambda: shards.read_shard("A"),
+        shards.manifest,
+        lambda: read_checkpoint(members, 0),
+        lambda: read_members(members, Train(members=2)),
+    ):
+        with pytest.raises(Damaged, match="--repair"):
+            read()
+    assert shards.read_shard("B")["image_id"].to_pylist() == ["B"]
+
+
+def test_a_classifier_may_leave_its_storage_but_not_change_places_with_another_one(finished: Path) -> None:
+    classifier = finished / folders(finished, "classifier")[0]
+    (finished / "alone").mkdir()
+    shutil.copy(classifier / "classifier.safetensors", finished / "alone")
+    ensemble = load_ensemble(str(finished / "alone"))
+    assert np.array_equal(ensemble.ctx, load_ensemble(str(classifier)).ctx)
+    tensors = {"text_features": ensemble.text_features, "ctx": -ensemble.ctx}
+    other = safetensors.torch.save(tensors, {"upl_ray": json.dumps(ensemble.metadata)})
+    (classifier / "classifier.safetensors").write_bytes(integrity.seal_tensors(other))
+    with pytest.raises(Damaged, match=r"classifier\.safetensors"):
+        load_ensemble(str(classifier))
+
+
+def test_a_damaged_summary_or_report_stops_nothing(finished: Path) -> None:
+    store, again = Store(str(finished)), write_report(Store(str(finished)))
+    shutil.copy(finished / "run.json", finished / "whole.json")
+    for spoil in (cut, flip):
+        spoil(finished / "report/manifest.json")
+        assert write_report(store) == again
+        spoil(finished / "run.json")
+        assert earlier_seconds(store) == {}
+        with pytest.raises(ConfigError, match=r"run\.json is damaged, or .*run the job again"):
+            write_report(store)
+        with pytest.raises(ConfigError, match=r"run\.json is damaged; run the main job"):
+            find_classifier(str(finished))
+        shutil.copy(finished / "whole.json", finished / "run.json")
 
 
 def test_a_damaged_record_of_dropped_features_costs_its_shard_and_nothing_else(

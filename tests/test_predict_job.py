@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from worlds import committed_rows, folders
 
-from upl_ray import integrity
 from upl_ray.artifacts import Artifact, Store
 from upl_ray.command_line import load_predict
 from upl_ray.config import ConfigError, JobError, Source
@@ -171,7 +170,7 @@ def test_an_alert_can_be_an_exit_status(short_run: dict[str, Any], short_world: 
     found |= {"images": 200, "images_before": 200, "confidence_rise": 0, "confidence_drop_p": 1}
     manifest["growth"]["drift"] = {"classes": found}
     del manifest["sha256"]
-    (predictions / "manifest.json").write_bytes(integrity.seal_json(manifest))
+    Store(str(tmp_path / "run")).write_sealed(f"{predictions.name}/manifest.json", manifest)
     command = [
         sys.executable,
         "jobs/predict.py",

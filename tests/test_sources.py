@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from upl_ray import archives
+from upl_ray import archives, reading
 from upl_ray.artifacts import Store
 from upl_ray.config import ConfigError, Source
 from upl_ray.corpus import Corpus, list_corpus
@@ -75,6 +75,23 @@ def test_a_file_above_the_limit_is_not_read(tmp_path: Path, form: str) -> None:
     corpus = listed(tmp_path, tmp_path / "shards")
     found = read_images(corpus.shards[0].root, corpus.listing(corpus.shards[0]), max_bytes=100)
     assert found == [small, "more than 100 bytes", small]
+
+
+@pytest.mark.parametrize("form", ["files", "tar"])
+def test_large_images_come_one_by_one_and_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(reading, "LARGE", 1000)
+    members = {f"{i}.jpg": bytes([i]) * n for i, n in enumerate((10, 3000, 1000, 1001, 9000, 0))}
+    if form == "tar":
+        write_tar(tmp_path / "shards" / "0.tar", members)
+    else:
+        write_files(tmp_path / "shards", members)
+    corpus = listed(tmp_path, tmp_path / "shards")
+    (shard,) = corpus.shards
+    listing = corpus.listing(shard)
+    held = [len(data) for data in read_images(shard.root, listing, reading.LARGE) if isinstance(data, bytes)]
+    assert sorted(held) == [0, 10, 1000]  # what is in memory together
+    for most in (500, 1000, 5000, 10_000):
+        assert list(reading.read_each(shard.root, listing, most)) == read_images(shard.root, listing, most)
 
 
 def labels(corpus: Corpus) -> dict[str, str | None]:
@@ -244,6 +261,17 @@ def test_a_file_that_a_manifest_names_in_vain_has_a_reason(tmp_path: Path) -> No
     write_files(tmp_path, {"a.jpg": b"x"})
     manifest = write_manifest(tmp_path / "m", ["a.jpg", "gone.jpg"], ".txt")
     assert read_all(listed(tmp_path, manifest)) == {"a.jpg": b"x", "gone.jpg": "missing file"}
+
+
+def test_names_that_no_image_can_have_are_reasons_and_stop_nothing(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"x", "folder/b.jpg": b"y"})
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "ring.jpg").symlink_to(tmp_path / "ring.jpg")
+    long, deep = "n" * 5000 + ".jpg", "n/" * 3000 + "x.jpg"
+    names = ["a.jpg", "folder", "folder/", "a.jpg/c.jpg", "pipe.jpg", "ring.jpg", long, deep]
+    found = read_all(listed(tmp_path, write_manifest(tmp_path / "m", names, ".txt"), shard_size=9))
+    folder, missing = "not a file", "missing file"
+    assert found == dict(zip(names, [b"x", folder, folder, missing, folder, missing, missing, missing], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -165,8 +165,8 @@ def _broken() -> dict[str, Beast]:
         "many-scans.jpg": Beast(
             encode(rgb, "JPEG", progressive=True)[:-2] + encode(rgb, "JPEG", progressive=True)[-400:-2] * 50, None
         ),
-        "long-strip.png": Beast(encode(picture("L", size=(1, 20_000)), "PNG"), None),
-        "wide-strip.png": Beast(encode(picture("L", size=(20_000, 1)), "PNG"), None),
+        "long-strip.png": Beast(encode(picture("L", size=(1, 20_000)), "PNG"), False),
+        "wide-strip.png": Beast(encode(picture("L", size=(20_000, 1)), "PNG"), False),
     }
     for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"):
         data = encode(picture("P") if format == "GIF" else rgb, format)

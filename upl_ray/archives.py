@@ -9,7 +9,7 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -17,14 +17,19 @@ import pyarrow.fs as pafs
 from upl_ray import schema
 from upl_ray.config import ConfigError
 from upl_ray.images import EXTENSIONS
-from upl_ray.sources import sub_folder
-from upl_ray.storage import open_parquet
+from upl_ray.sources import first_line, sub_folder
+from upl_ray.storage import PARQUET_ERRORS, open_parquet
+from upl_ray.web import too_large
 
 BUFFER = 2**20  # bytes of one request while a tar's headers are read
 GAP = 2**18  # a hole between two members up to this is read along: cheaper than another request
 LONGEST = 2**25  # bytes of one request for members
 BYTES_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
 LABEL_COLUMNS = ("label", "class", "cls", "classname")
+
+# What Python's tarfile raises on damaged headers.
+TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, SystemError, MemoryError)
+SPARSE = -1  # length of a member that is kept with holes: it may claim a million times its bytes
 
 Row = tuple[str, str | None, int, int | None]  # name inside the archive, label, offset, length
 
@@ -45,23 +50,39 @@ def index_tar(fs: pafs.FileSystem, path: str) -> list[Row]:
             io.BufferedReader(file, BUFFER) as buffered,
             tarfile.open(fileobj=buffered, mode="r:") as tar,
         ):
-            for member in tar:
-                name = member.name.removeprefix("./")
+            for member in _forwards(tar, file):
+                # Names of other encodings than UTF-8 are shown as `caf\\xe9.jpg`; a member is read by its place.
+                name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace").removeprefix("./")
                 folder, _, base = name.rpartition("/")
                 key = f"{folder}/{base.partition('.')[0]}"
                 if not member.isfile() or base.startswith("."):
                     continue
-                if name.lower().endswith(EXTENSIONS):
-                    images[name] = (key, None, member.offset_data, member.size)  # a later one of a name replaces it
-                elif name.endswith((".cls", ".json")) and member.size < BUFFER:
+                if name.lower().endswith(EXTENSIONS):  # a later one of a name replaces it
+                    images[name] = (key, None, member.offset_data, SPARSE if member.issparse() else member.size)
+                elif name.endswith((".cls", ".json")) and member.size < BUFFER and not member.issparse():
                     content = tar.extractfile(member)
                     assert content is not None
                     label = _label(content.read(), name.endswith(".json"))
                     if label is not None:
                         labels[key] = label
-    except tarfile.TarError as error:
-        raise ConfigError(f"{path!r} is no tar archive, or damaged ({error}); repair or remove it.") from None
+    except TAR_ERRORS as error:
+        reason = first_line(error)
+        raise ConfigError(f"{path!r} is no tar archive, or damaged ({reason}); repair or remove it.") from None
     return [(name, labels.get(key, sub_folder(name)), offset, size) for name, (key, _, offset, size) in images.items()]
+
+
+def _forwards(tar: tarfile.TarFile, file: pa.NativeFile) -> Iterator[tarfile.TarInfo]:
+    """The members, each behind the one before, up to the end.
+
+    A negative size would send Python's tarfile round in a circle, and what is no header it takes for the end.
+    """
+    size = file.size()
+    for member in tar:
+        if member.size < 0 or not member.offset < tar.offset <= size + tarfile.BLOCKSIZE:  # where the next one begins
+            raise tarfile.ReadError(f"wrong size of the member at byte {member.offset}")
+        yield member
+    if tar.offset < size and any(file.read_at(tarfile.BLOCKSIZE, tar.offset)):
+        raise tarfile.ReadError(f"no header at byte {tar.offset}")
 
 
 def _label(content: bytes, is_json: bool) -> str | None:
@@ -70,7 +91,7 @@ def _label(content: bytes, is_json: bool) -> str | None:
         if not is_json:
             return text
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     found = next((value[c] for c in LABEL_COLUMNS if c in value), None) if isinstance(value, dict) else None
     return as_text(found)
@@ -80,17 +101,34 @@ def as_text(value: object) -> str | None:
     """A cell of a table as text. A column of whole numbers with gaps comes as floats: 3.0 is `3`, a gap is None."""
     if isinstance(value, float):
         value = None if math.isnan(value) else int(value) if value.is_integer() else value
-    return None if value is None else str(value)
+    return None if value is None else str(value).encode(errors="backslashreplace").decode()  # JSON may hold half a pair
 
 
 def index_parquet(fs: pafs.FileSystem, path: str) -> list[Row]:
-    """The rows of a Parquet file with image bytes; labels from its column `label`, if there is one."""
+    """The rows of a Parquet file with image bytes; labels from its column `label`, if there is one.
+
+    Raises:
+        ConfigError: it is no Parquet file, a damaged one, or has no column of image bytes.
+    """
     with fs.open_input_file(path) as file:
         parquet = open_parquet(file, path)
+        if bytes_column(parquet.schema_arrow) is None:
+            raise no_bytes(path, parquet.schema_arrow)
         column = next((c for c in LABEL_COLUMNS if c in parquet.schema_arrow.names), None)
         rows = parquet.metadata.num_rows
-        labels = parquet.read([column])[column].to_pylist() if column else [None] * rows
+        try:
+            labels = parquet.read([column])[column].to_pylist() if column else [None] * rows
+        except PARQUET_ERRORS as error:
+            raise ConfigError(f"Column {column!r} of {path!r} is damaged ({first_line(error)}); repair it.") from None
     return [(str(i), as_text(label), i, None) for i, label in enumerate(labels)]
+
+
+def no_bytes(path: str, columns: pa.Schema) -> ConfigError:
+    """The error of a Parquet file that holds no images."""
+    return ConfigError(
+        f"{path!r} has no column of image bytes ({', '.join(BYTES_COLUMNS)}); "
+        f"its columns are {', '.join(columns.names)}."
+    )
 
 
 def bytes_column(names: pa.Schema) -> str | None:
@@ -131,25 +169,40 @@ def _neighbours(ranges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
     return groups
 
 
-def read_parquet(fs: pafs.FileSystem, path: str, rows: Sequence[int]) -> list[bytes | str]:
-    """The image bytes of these rows, in the given order; whole row groups are read."""
+def read_parquet(fs: pafs.FileSystem, path: str, rows: Sequence[int], max_bytes: int) -> list[bytes | str]:
+    """The image bytes of these rows, in the given order; a reason instead of more than `max_bytes`.
+
+    Row groups are read from their beginning, but row by row: a value that is stored once may stand in all of them.
+    """
     found: dict[int, bytes | str] = {}
     wanted = set(rows)
     with fs.open_input_file(path) as file:
         parquet = open_parquet(file, path)
         column = bytes_column(parquet.schema_arrow)
-        assert column is not None, f"{path} has no column of image bytes any more"
+        if column is None:
+            raise no_bytes(path, parquet.schema_arrow)
         first = 0
         for group in range(parquet.num_row_groups):
             behind = first + parquet.metadata.row_group(group).num_rows
             here = sorted(wanted.intersection(range(first, behind)))
             if here:
-                values = parquet.read_row_group(group, [column])[column].take([i - first for i in here]).to_pylist()
-                for i, value in zip(here, values, strict=True):
-                    data = value["bytes"] if isinstance(value, dict) else value
-                    found[i] = "no bytes in this row" if data is None else data
+                batches = parquet.iter_batches(1, [group], [column])
+                for i, batch in zip(range(first, here[-1] + 1), batches, strict=False):
+                    if i in wanted:
+                        found[i] = _cell(batch.column(0), max_bytes)
             first = behind
     return [found.get(i, "missing row") for i in rows]
+
+
+def _cell(column: pa.Array, max_bytes: int) -> bytes | str:
+    """The only value of a column, if it is there and not too large."""
+    value = column[0]
+    if pa.types.is_struct(column.type) and value.is_valid:
+        value = value["bytes"]
+    if not value.is_valid:
+        return "no bytes in this row"
+    data = value.as_buffer()
+    return too_large(max_bytes) if data.size > max_bytes else data.to_pybytes()
 
 
 def listing_table(prefix: str, file: str, version: str, rows: Sequence[Row]) -> pa.Table:

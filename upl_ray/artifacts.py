@@ -78,14 +78,12 @@ class Artifact:
         return self.write_sealed("manifest.json", manifest)
 
     def write_sealed(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
-        """Write JSON that holds its own hash; returns it as it will be read."""
-        data = integrity.seal_json(value)
-        self.store.write(self.name(name), data)
-        return integrity.open_json(data, name)
+        """Write JSON that holds its own place and hash; returns it as it will be read."""
+        return self.store.write_sealed(self.name(name), value)
 
     def read_sealed(self, name: str) -> dict[str, Any]:
         """JSON that `write_sealed` wrote."""
-        return integrity.open_json(self.store.read(self.name(name)), self.store.join(self.name(name)))
+        return self.store.read_sealed(self.name(name))
 
     def write_file(self, name: str, content: pa.Table | bytes) -> dict[str, str]:
         """Write a table or bytes; returns its entry for `files` of the manifest."""

@@ -37,7 +37,7 @@ from upl_ray.images import Geometry
 from upl_ray.passes import Pass
 from upl_ray.pools import add_pool, configure_data, in_one_sentence, needs_of, plan
 from upl_ray.progress import Progress
-from upl_ray.reading import MISSING, read_images
+from upl_ray.reading import MISSING, read_each
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def decode_chunk(root: str, listing: pa.Table, geometries: list[Geometry], gone:
     pixels = {g.key: np.zeros((len(image_ids), g.height, g.width, 3), np.uint8) for g in geometries}
     there = [i for i, reason in enumerate(reasons) if not reason]
     limits = max(geometries, key=lambda g: g.max_pixels)
-    found = read_images(root, listing.take(pa.array(there, pa.int64())), limits.max_bytes)
+    found = read_each(root, listing.take(pa.array(there, pa.int64())), limits.max_bytes)
     for i, data in zip(there, found, strict=True):
         try:
             if isinstance(data, str):

@@ -70,10 +70,20 @@ def load_ensemble(uri: str) -> Ensemble:
 
     Raises:
         FileNotFoundError: there is no classifier under `uri`.
-        Damaged: the file is not what was written.
+        Damaged: the file is not what was written, or not the one that a manifest beside it names.
     """
     store = Store(uri)
     data = integrity.open_tensors(store.read(FILE), store.join(FILE))
+    _check_manifest(store, data)
     tensors = safetensors.torch.load(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return Ensemble(tensors["text_features"], tensors["ctx"], json.loads(header["__metadata__"]["upl_ray"]))
+
+
+def _check_manifest(store: Store, data: bytes) -> None:
+    try:
+        text = store.read("manifest.json")
+    except FileNotFoundError:
+        return  # a classifier that was taken out of its storage
+    manifest = integrity.open_json(text, store.join("manifest.json"), place=None)  # its folder may have another name
+    integrity.check(data, manifest.get("files", {}).get(FILE, ""), store.join(FILE))

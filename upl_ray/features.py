@@ -17,7 +17,7 @@ from upl_ray.artifacts import IO_THREADS, Artifact, Store, fingerprint
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.corpus import Shard
 
-VERSION = 1  # raise when stored features change
+VERSION = 2  # raise when stored features change
 
 
 def feature_artifact(store: Store, spec: ClipSpec) -> Artifact:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ Crop = npt.NDArray[np.uint8]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PIXELS = 178_956_970  # twice PIL's warning limit: the size at which PIL itself refuses, as a decompression bomb
+MAX_ASPECT = 300  # of the sides: at 448 pixels such a strip is resized to 60 million pixels before it is cropped
+MAX_SCANS = 100  # of a JPEG file; encoders write 10. Each costs as much time as the whole image, in a few bytes
+MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG, beside those within a scan
 BYTES_OF_PIXEL = 16  # of the widest format, four floats; a file with more for each pixel that it may have is no image
 CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop: torchvision's default, which CoOp uses
 
@@ -93,11 +97,24 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise Rejected(f"{kind}: {_first_line(error)}") from None
     if image.width * image.height > max_pixels:
         raise Rejected(f"more than {max_pixels} pixels")
+    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
+        raise Rejected(f"more than {MAX_SCANS} scans")
     try:
         image.load()
     except DECODE_ERRORS as error:
         raise Rejected(f"truncated or damaged image: {_first_line(error)}") from None
     return image
+
+
+def _scans(data: bytes) -> int:
+    """Number of scans of a JPEG file's first image; what stands in comments and profiles is none."""
+    scans, at = 0, 2
+    while (found := MARKER.search(data, at)) and found[1] != b"\xd9":  # the end of the image
+        at = found.end()
+        scans += found[1] == b"\xda"
+        if found[1] not in (b"\x01", b"\xd8"):  # all others say their length
+            at += int.from_bytes(data[at : at + 2], "big")
+    return scans
 
 
 def _first_line(error: BaseException) -> str:
@@ -109,11 +126,14 @@ def _first_line(error: BaseException) -> str:
 def center_crop(image: Image.Image, geometry: Geometry) -> Crop:
     """The evaluation crop of one image, [H, W, 3], equal to open_clip's transform before normalisation.
 
-    The image is resized in its own mode and converted to RGB afterwards, as open_clip does.
+    The image is resized in its own mode and converted to RGB afterwards, as open_clip does. Whether it is rejected does
+    not depend on the geometry: else it would on which backbones share a pass.
 
     Raises:
-        Rejected: PIL cannot resize or convert this mode.
+        Rejected: its sides differ too much, or PIL cannot resize or convert this mode.
     """
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise Rejected(f"its aspect ratio is too long: {image.width} x {image.height} pixels")
     size = (geometry.height, geometry.width)
     ratios = (image.height / geometry.height, image.width / geometry.width)
     try:
@@ -126,8 +146,6 @@ def center_crop(image: Image.Image, geometry: Geometry) -> Crop:
         else:  # open_clip resizes non-square targets bicubically, whatever the configuration says
             image = _crop(_resize_ratio(image, min(ratios), Image.Resampling.BICUBIC), size)
         return np.asarray(image.convert("RGB"))
-    except Rejected:
-        raise
     except DECODE_ERRORS as error:
         raise Rejected(f"unsupported mode {image.mode}: {_first_line(error)}") from None
 
@@ -136,18 +154,12 @@ def _resize_short_side(image: Image.Image, size: int, resample: Image.Resampling
     w, h = image.size
     short, long = min(w, h), max(w, h)
     scaled = int(size * long / short)  # torchvision truncates
-    return _resize(image, (size, scaled) if w <= h else (scaled, size), resample)
+    return image.resize((size, scaled) if w <= h else (scaled, size), resample)
 
 
 def _resize_ratio(image: Image.Image, ratio: float, resample: Image.Resampling) -> Image.Image:
     w, h = image.size
-    return _resize(image, (round(w / ratio), round(h / ratio)), resample)
-
-
-def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    if size[0] * size[1] > MAX_PIXELS:  # a strip of 20,000 x 1 pixels would become 4 GB before it is cropped
-        raise Rejected(f"its aspect ratio is too long: {image.width} x {image.height} pixels")
-    return image.resize(size, resample)
+    return image.resize((max(1, round(w / ratio)), max(1, round(h / ratio))), resample)  # open_clip fails at 0
 
 
 def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:

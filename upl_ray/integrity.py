@@ -1,9 +1,12 @@
-"""What is read is what was written: content hashes, and an error that names a damaged file.
+"""What is read is what was written there: content hashes, and an error that names a damaged file.
 
     parts and listings      the hash is in the name, and commits and manifests hold the names
-    commits and manifests   JSON with the hash of everything else in its `sha256`
-    tensors                 safetensors with the hash of everything else in its metadata
+    commits and manifests   JSON with its place in the storage, and the hash of everything else in its `sha256`
+    tensors                 safetensors with the same two in its metadata
     tables and classifier   `files` of the folder's manifest: name -> hash
+
+A place is folder and name within the storage: a file that was copied over another one is damaged, a storage that was
+copied as a whole is not. A classifier's file names none, since people take it out of its storage.
 
 Hashes find accidents: torn writes, flipped bits, mixed-up copies. They do not keep out who may write to the storage.
 """
@@ -18,7 +21,7 @@ from typing import Any
 
 from upl_ray.section import JobError
 
-KEY = "sha256"
+KEY, PLACE = "sha256", "place"
 DIGITS = 32  # hex digits of a hash in a file name: 128 bits
 
 
@@ -29,8 +32,8 @@ class Damaged(JobError):
 def damaged(where: str) -> Damaged:
     """The error that names the file and the remedy."""
     return Damaged(
-        f"{where} is damaged: its content is not what was written. Run the job again with `--repair`, which checks all "
-        f"files and makes damaged ones anew."
+        f"{where} is damaged: its content is not what this version wrote there. Run the job again with `--repair`, "
+        f"which checks all files and makes damaged ones anew."
     )
 
 
@@ -65,46 +68,50 @@ def check(data: bytes, expected: str, where: str) -> bytes:
     return data
 
 
-def seal_json(value: dict[str, Any]) -> bytes:
-    """JSON text of a mapping with the hash of it."""
-    value = json.loads(json.dumps(value))  # as it will be read: tuples are lists, and keys are text
+def seal_json(value: dict[str, Any], place: str) -> bytes:
+    """JSON text of a mapping with its place and the hash of both."""
+    value = json.loads(json.dumps({**value, PLACE: place}))  # as it will be read: tuples are lists, and keys are text
     return (json.dumps({**value, KEY: sha256(_canonical(value))}, indent=1, sort_keys=True) + "\n").encode()
 
 
-def open_json(data: bytes, where: str) -> dict[str, Any]:
-    """The mapping that was sealed, without its hash.
+def open_json(data: bytes, where: str, place: str | None) -> dict[str, Any]:
+    """The mapping that was sealed, without its place and hash; a place of None is not looked at.
 
     Raises:
-        Damaged: it is cut, altered or was never sealed.
+        Damaged: it is cut, altered, was never sealed, or belongs to another place.
     """
     try:
         value = dict(json.loads(data))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise damaged(where) from None
-    if value.pop(KEY, None) != sha256(_canonical(value)):
+    whole = value.pop(KEY, None) == sha256(_canonical(value))
+    made_for = value.pop(PLACE, None)
+    if not whole or place not in (None, made_for):
         raise damaged(where)
     return value
 
 
-def seal_tensors(data: bytes) -> bytes:
-    """The same safetensors file with its hash in the metadata."""
+def seal_tensors(data: bytes, place: str | None = None) -> bytes:
+    """The same safetensors file with its place, if it is bound to one, and its hash in the metadata."""
     header, body = _split(data)
-    metadata = {**header.get("__metadata__", {}), KEY: _tensor_hash(header, body)}
+    metadata = {**header.get("__metadata__", {}), **({PLACE: place} if place else {})}
+    metadata[KEY] = _tensor_hash({**header, "__metadata__": metadata}, body)
     text = json.dumps({**header, "__metadata__": metadata}).encode()
     text += b" " * (-len(text) % 8)  # the tensors stay aligned
     return len(text).to_bytes(8, "little") + text + body
 
 
-def open_tensors(data: bytes, where: str) -> bytes:
-    """The data, if it is the safetensors file that was sealed.
+def open_tensors(data: bytes, where: str, place: str | None = None) -> bytes:
+    """The data, if it is the safetensors file that was sealed for this place, or for none.
 
     Raises:
-        Damaged: it is cut, altered or was never sealed.
+        Damaged: it is cut, altered, was never sealed, or belongs to another place.
     """
     try:
         header, body = _split(data)
-        whole = header["__metadata__"][KEY] == _tensor_hash(header, body)
-    except (ValueError, TypeError, LookupError, AttributeError):
+        metadata = header["__metadata__"]
+        whole = metadata[KEY] == _tensor_hash(header, body) and metadata.get(PLACE) == place
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise damaged(where) from None
     if not whole:
         raise damaged(where)

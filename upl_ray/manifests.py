@@ -9,15 +9,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import pyarrow.fs as pafs
 
 from upl_ray.addresses import flaw
 from upl_ray.archives import LABEL_COLUMNS, as_text
 from upl_ray.config import ConfigError
-from upl_ray.storage import open_parquet
+from upl_ray.sources import first_line
+from upl_ray.storage import PARQUET_ERRORS, open_parquet
 
 URI_COLUMNS = ("uri", "url", "path", "image", "image_path", "filepath", "filename", "file_name", "file")
 ID_COLUMNS = ("image_id", "id", "key")
@@ -46,8 +49,10 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
     """
     try:
         records = _records(fs, path)
-    except (ValueError, csv.Error) as error:
-        raise ConfigError(f"The manifest {path!r} cannot be read ({error}); mend it.") from None
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError, csv.Error, *PARQUET_ERRORS) as error:
+        raise ConfigError(f"The manifest {path!r} cannot be read ({first_line(error)}); mend it.") from None
     found: dict[str, Named] = {}
     for number, record in enumerate(records, 1):
         name = _first(record, URI_COLUMNS)
@@ -81,6 +86,8 @@ def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
     if path.endswith(".txt"):
         return [{"uri": line} for line in lines]
     records = [json.loads(line) for line in lines]
+    for record in records:
+        json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair, which no file's name may hold
     if not all(isinstance(r, dict) for r in records):
         raise ValueError('every line should be an object such as {"uri": "a.jpg"}')
     return records
@@ -97,7 +104,7 @@ def _checked(name: str, folder: str, roots: tuple[str, ...], where: str) -> str:
         raise ConfigError(f"An address in {where} {found}.")
     if "\0" in name:
         raise ConfigError(f"{name!r} in {where} holds a null character; no file has such a name.")
-    if ".." in name.split("/"):
+    if any(part.strip() == ".." for part in (_parts(name) if "://" in name else name.split("/"))):
         raise ConfigError(f"{name!r} in {where} holds `..`; write the address without it.")
     absolute = "://" in name or name.startswith("/")
     if not absolute:
@@ -109,6 +116,13 @@ def _checked(name: str, folder: str, roots: tuple[str, ...], where: str) -> str:
             f"{name!r} in {where} lies outside of {folder!r}; if it may be read, say so: corpus.roots: [{parent}]."
         )
     return name
+
+
+def _parts(address: str) -> list[str]:
+    """What lies between its slashes for who undoes escapes, drops white space, or takes a backslash for a slash."""
+    for _ in range(3):  # escapes of escapes
+        address = unquote(address)
+    return re.split(r"[/\\?#]", re.sub(r"[\t\r\n]", "", address))
 
 
 def _slash(root: str) -> str:

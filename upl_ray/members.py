@@ -53,6 +53,11 @@ def member_file(member: int) -> str:
     return f"prompts/member-{member:02d}.safetensors"
 
 
+def checkpoint_file(member: int) -> str:
+    """File name of an unfinished member in the artifact."""
+    return f"checkpoints/member-{member:02d}.safetensors"
+
+
 def unfinished_members(artifact: Artifact, recipe: Train) -> list[int]:
     """The members that have no finished prompt in storage."""
     names = {f"prompts/{n}" for n in artifact.store.names(artifact.name("prompts"))}
@@ -74,12 +79,10 @@ def read_checkpoint(artifact: Artifact, member: int) -> Checkpoint:
     Raises:
         Damaged: it is not what was written.
     """
-    name = artifact.name(f"checkpoints/member-{member:02d}.safetensors")
     try:
-        data = artifact.store.read(name)
+        tensors = _read_tensors(artifact, checkpoint_file(member))
     except FileNotFoundError:
         return Checkpoint(0, {}, [])
-    tensors = safetensors.torch.load(integrity.open_tensors(data, artifact.store.join(name)))
     losses = tensors.pop("losses").tolist()
     return Checkpoint(len(losses), tensors, losses)
 
@@ -89,8 +92,7 @@ def write_checkpoints(artifact: Artifact, learner: PromptLearner, epoch: int, lo
     for member, history in zip(learner.members, losses, strict=True):
         assert len(history) == epoch
         tensors = {**learner.state(member), "losses": torch.tensor(history, dtype=torch.float64)}
-        data = integrity.seal_tensors(safetensors.torch.save(tensors))
-        artifact.store.write(artifact.name(f"checkpoints/member-{member:02d}.safetensors"), data)
+        _write_tensors(artifact, checkpoint_file(member), safetensors.torch.save(tensors))
 
 
 def write_members(artifact: Artifact, learner: PromptLearner, losses: list[list[float]], about: dict[str, Any]) -> None:
@@ -104,14 +106,23 @@ def write_members(artifact: Artifact, learner: PromptLearner, losses: list[list[
             "logit_scale": torch.tensor(learner.logit_scale),
         }
         data = safetensors.torch.save(tensors, {"upl_ray": json.dumps({**about, "member": member})})
-        artifact.store.write(artifact.name(member_file(member)), integrity.seal_tensors(data))
+        _write_tensors(artifact, member_file(member), data)
 
 
 def read_members(artifact: Artifact, recipe: Train) -> list[dict[str, torch.Tensor]]:
     """ctx [M, W], text_features [C, D], losses [epochs] and logit_scale of each member; a missing one is an error."""
-    names = [artifact.name(member_file(m)) for m in range(recipe.members)]
-    read, join = artifact.store.read, artifact.store.join
-    return [safetensors.torch.load(integrity.open_tensors(read(n), join(n))) for n in names]
+    return [_read_tensors(artifact, member_file(m)) for m in range(recipe.members)]
+
+
+def _write_tensors(artifact: Artifact, file: str, data: bytes) -> None:
+    name = artifact.name(file)
+    artifact.store.write(name, integrity.seal_tensors(data, name))
+
+
+def _read_tensors(artifact: Artifact, file: str) -> dict[str, torch.Tensor]:
+    name = artifact.name(file)
+    data = integrity.open_tensors(artifact.store.read(name), artifact.store.join(name), name)
+    return safetensors.torch.load(data)
 
 
 def finish_members(artifact: Artifact, recipe: Train) -> None:

@@ -78,7 +78,7 @@ def run(config: Config) -> dict[str, Any]:
         "steps": earlier_seconds(inputs.store) | (cluster.laps.seconds() if cluster.used else {}),
         "config": config.model_dump(mode="json"),
     }
-    inputs.store.write_json("run.json", summary)
+    inputs.store.write_sealed("run.json", summary)
     for chain in chains.values():
         store_words(chain.classifier, inputs.target)
     write_report(inputs.store)

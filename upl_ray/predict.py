@@ -137,9 +137,9 @@ def find_classifier(uri: str) -> tuple[Artifact, Ensemble]:
         folder = uri.rstrip("/") if "://" in uri else absolute(uri)
         store = Store(folder)
         if FILE not in store.names(""):
-            folder = store.join(store.read_json("run.json")["classifier"].rpartition("/")[2])
+            folder = store.join(store.read_sealed("run.json")["classifier"].rpartition("/")[2])
         ensemble = load_ensemble(folder)
-        manifest = integrity.open_json(Store(folder).read("manifest.json"), f"{folder}/manifest.json")
+        manifest = integrity.open_json(Store(folder).read("manifest.json"), f"{folder}/manifest.json", place=None)
     except integrity.Damaged as error:
         where = str(error).partition(" is damaged")[0]
         raise ConfigError(f"{where} is damaged; run the main job (jobs/upl.py) with `--repair`.") from None

@@ -79,10 +79,10 @@ def _bad_files(
 
 
 def _check_alone(artifact: Artifact, name: str) -> list[str]:
-    """A file that holds its own hash."""
-    data, where = artifact.store.read(artifact.name(name)), artifact.name(name)
+    """A file that holds its own place and hash."""
+    place = artifact.name(name)
     opened = integrity.open_json if name.endswith(".json") else integrity.open_tensors
-    return [] if _fine(partial(opened, data, where)) else [name]
+    return [] if _fine(partial(opened, artifact.store.read(place), place, place)) else [name]
 
 
 def _check_commit(artifact: Artifact, name: str) -> list[str]:

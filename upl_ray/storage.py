@@ -26,6 +26,7 @@ IO_THREADS = 16  # requests in flight when many small files are read; object sto
 URI_CHARACTERS = "%:/?@!$&'()*+,;=~"  # what may stand in a URI as it is; pyarrow refuses blanks and umlauts
 # What the names of Ray's Arrow types begin with: plain, and in base64 from each of the three places in a group.
 RAY_TYPES = (b"ray.data.", b"cmF5LmRhdGEu", b"JheS5kYXRhL", b"yYXkuZGF0YS")
+PARQUET_ERRORS = (pa.ArrowException, ValueError, OSError)  # what Arrow raises on damaged files
 S3_RETRIES = 8  # of a request that S3 refuses for now; the pauses double from 25 ms to 3.2 s: 6.4 s in all
 
 
@@ -128,6 +129,20 @@ class Store:
         """Write a JSON file atomically."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
+    def write_sealed(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Write JSON that holds its own place and hash; returns it as it will be read."""
+        data = integrity.seal_json(value, name)
+        self.write(name, data)
+        return integrity.open_json(data, self.join(name), name)
+
+    def read_sealed(self, name: str) -> dict[str, Any]:
+        """JSON that `write_sealed` wrote.
+
+        Raises:
+            Damaged: it is not what was written there.
+        """
+        return integrity.open_json(self.read(name), self.join(name), name)
+
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file as a table."""
         return open_parquet(pa.BufferReader(self.read(name)), self.join(name)).read(columns)
@@ -175,7 +190,7 @@ def open_parquet(source: pa.NativeFile, where: str) -> pq.ParquetFile:
     footer, where Arrow's schema is text in base64, before Arrow sees it.
 
     Raises:
-        ConfigError: the file claims to hold a type of Ray's.
+        ConfigError: the file claims to hold a type of Ray's, is no Parquet, or damaged.
     """
     size = source.size()
     source.seek(max(0, size - 8))
@@ -185,7 +200,11 @@ def open_parquet(source: pa.NativeFile, where: str) -> pq.ParquetFile:
     if any(text in footer for text in RAY_TYPES):
         raise ConfigError(f"{where} holds a column of Ray's own types, which may carry code; write plain columns.")
     source.seek(0)
-    return pq.ParquetFile(source)
+    try:
+        return pq.ParquetFile(source)
+    except PARQUET_ERRORS as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ConfigError(f"{where} is no Parquet file, or damaged ({reason}); repair or remove it.") from None
 
 
 def table_bytes(table: pa.Table) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from upl_ray.artifacts import Store
+from upl_ray.integrity import Damaged
 
 DETAILS = ("scores", "classifiers", "artifacts", "steps", "config")  # of run.json, too long for one line
 NAMES = {"upl*": "UPL*", "upl": "UPL"}
@@ -64,8 +65,8 @@ def headline(summary: dict[str, Any]) -> dict[str, Any]:
 def earlier_seconds(store: Store) -> dict[str, float]:
     """How long steps took in earlier runs into this storage: what is there already keeps its time [s]."""
     try:
-        return dict(store.read_json("run.json").get("steps", {}))
-    except (FileNotFoundError, ValueError):  # the first run, or a file that was cut: this run writes it anew
+        return dict(store.read_sealed("run.json").get("steps", {}))
+    except (FileNotFoundError, Damaged):  # the first run, or a file that was cut: this run writes it anew
         return {}
 
 

@@ -31,7 +31,7 @@ from upl_ray.corpus import Corpus
 from upl_ray.embed import Encoder
 from upl_ray.pools import add_pool, configure_data, in_one_sentence, needs_of, plan
 from upl_ray.progress import Progress
-from upl_ray.reading import read_images
+from upl_ray.reading import read_each
 
 VERSION = 1  # raise when the same images give other views
 IMAGES_PER_TASK = 16  # 16 images x 50 views x 224 x 224 pixels are 120 MB
@@ -84,7 +84,7 @@ def _encode_views(
     def crop(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
         listing = store.read_hashed(group["listing"])
         listing = listing.filter(pc.field("image_id").isin(group["image_ids"]))
-        for image_id, data in zip(listing["image_id"].to_pylist(), read_images(group["root"], listing), strict=True):
+        for image_id, data in zip(listing["image_id"].to_pylist(), read_each(group["root"], listing), strict=True):
             yield {"image_id": image_id, spec.geometry.key: crop_views(data, image_id, spec, views)}
 
     crops = ray.data.from_items(groups, override_num_blocks=min(len(groups), 1024)).flat_map(crop)
@@ -115,11 +115,17 @@ def crop_views(data: bytes | str, image_id: str, spec: ClipSpec, views: Views) -
     Raises:
         JobError: the image cannot be read any more (a reason instead of bytes), though it could when it was embedded.
     """
-    if isinstance(data, str):
-        raise JobError(f"The selected image {image_id}: {data}; run the job again to list the corpus anew.")
-    image = images.decode(data)
-    if views.count == 0:
-        return images.center_crop(image, spec.geometry)[None]
+    try:
+        if isinstance(data, str):
+            raise images.Rejected(data)
+        image = images.decode(data)
+        if views.count == 0:
+            return images.center_crop(image, spec.geometry)[None]
+    except images.Rejected as error:
+        raise JobError(
+            f"The selected image {image_id!r} could be read when it was embedded, and cannot now ({error}); put it "
+            f"back or take it out of the corpus and its manifest, and run the job again, which lists the corpus anew."
+        ) from None
     return images.random_views(image, spec.geometry, image_id, views.count, views.seed, views.crop_scale, views.flip)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from upl_ray.artifacts import Artifact, Store, fingerprint
 from upl_ray.config import ConfigError
 from upl_ray.corpus import Corpus, Shard, read_corpus
+from upl_ray.integrity import Damaged
 
 WORDS_VERSION = 1  # raise when the same classifier gives other words
 TITLES = {"upl*": "UPL*", "upl": "UPL"}
@@ -109,12 +110,15 @@ def open_run(uri: str) -> FinishedRun:
     """
     store = Store(uri)
     try:
-        summary = store.read_json("run.json")
+        summary = store.read_sealed("run.json")
+    except Damaged:
+        summary = {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"No finished run lies in {uri!r} ({error}); name a run's storage_path.") from None
     if "artifacts" not in summary:
         raise ConfigError(
-            f"{store.join('run.json')} was written by an older version; run the job again, which computes nothing anew."
+            f"{store.join('run.json')} is damaged, or was written by an older version; run the job again, which writes "
+            f"it anew from what lies in storage."
         )
     return FinishedRun(store, summary)
 

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from upl_ray.artifacts import Store, fingerprint
+from upl_ray.integrity import Damaged
 from upl_ray.progress import duration
 from upl_ray.report import exhibits
 from upl_ray.report.cards import Card, image_rows, make_cards
@@ -64,7 +65,7 @@ def write_report(store: Store, again: bool = False, every_label: bool = False) -
     write_events(run, f"{FOLDER}/tensorboard", found)
     html = render("report.html.j2", **_context(run, found, cards, changed, shown), labels=labels).encode()
     store.write(PAGE, html)
-    store.write_json(f"{FOLDER}/manifest.json", {"fingerprint": digest, "bytes": len(html), "figures": len(shown)})
+    store.write_sealed(f"{FOLDER}/manifest.json", {"fingerprint": digest, "bytes": len(html), "figures": len(shown)})
     took = duration(time.monotonic() - started)
     log.info("%-12s %.1f MB, %d figures in %s: %s", "report", len(html) / 1e6, len(shown), took, store.join(PAGE))
     return store.join(PAGE)
@@ -75,8 +76,8 @@ def _made(store: Store) -> str | None:
     if PAGE.rpartition("/")[2] not in store.names(FOLDER):
         return None
     try:
-        return str(store.read_json(f"{FOLDER}/manifest.json")["fingerprint"])
-    except FileNotFoundError:
+        return str(store.read_sealed(f"{FOLDER}/manifest.json")["fingerprint"])
+    except (FileNotFoundError, Damaged):  # a page is made again in seconds
         return None
 
 

@@ -106,7 +106,7 @@ def step_rows(run: FinishedRun) -> list[tuple[str, str, str, str]]:
 
 
 def _time(run: FinishedRun, folder: str) -> str:
-    written = run.store.read_json(f"{folder}/manifest.json")["provenance"]["time"]
+    written = run.store.read_sealed(f"{folder}/manifest.json")["provenance"]["time"]
     return str(written).replace("T", " ").replace("+00:00", " UTC")
 
 
