@@ -15,15 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from s3_server import S3Server
 
-from benchmarks.synthetic_run import SyntheticRun
-from upl_ray.artifacts import Store
+from benchmarks.synthetic_run import SyntheticRun, commit_predictions
+from upl_ray import schema
+from upl_ray.artifacts import Artifact, Store
 from upl_ray.config import ConfigError, JobError
 from upl_ray.corpus import list_corpus
+from upl_ray.datasets.layouts import LAYOUTS
+from upl_ray.predict_config import Drift
+from upl_ray.predictions import publish
 from upl_ray.report import thumbnails
 from upl_ray.report.compare import differences, write_comparison
 from upl_ray.report.export import as_csv, as_json
@@ -287,15 +292,92 @@ def test_missing_images_leave_a_place_and_a_reason(tmp_path: Path) -> None:
     assert "not an image" in "".join(missing)
 
 
-def test_a_corpus_that_was_listed_anew_is_told_in_one_sentence(tmp_path: Path) -> None:
+def nightly(store: Store, run: SyntheticRun) -> None:
+    """What jobs/predict.py does to the storage of a run: new listing, new predictions, no pseudo-labels."""
+    corpus = list_corpus(store, run.config().corpus, run.shard_size)
+    folders = store.read_json("run.json")["artifacts"]["variants"]
+    for made in folders.values():
+        predictions, classifier = (Artifact(store, *made[s].split("-")) for s in ("predictions", "classifier"))
+        for shard in corpus.shards:
+            if shard.state not in predictions.committed():
+                ids = [i for i in corpus.listing(shard)["image_id"].to_pylist() if i not in shard.removed]
+                said = [
+                    [0] * len(ids),
+                    [run.classnames[0]] * len(ids),
+                    [1.0] * len(ids),
+                    [[0] * run.members] * len(ids),
+                ]
+                commit_predictions(predictions, shard, pa.table([ids, *said], schema=schema.PREDICTIONS))
+        publish(predictions, corpus, {"later.png": "damaged"}, classifier, Drift())
+
+
+def files_of(store: Store) -> dict[str, bytes]:
+    return {n: store.read(f"report/{n}") for n in store.names_below("report") if n != "manifest.json"}
+
+
+def test_nothing_that_a_nightly_job_does_changes_the_report_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
+    rejected = {f"a/{FILE_NAMES[0]}": "damaged"}
+    run = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), rejected=rejected, shard_size=3)
+    store = run.write()
+    write_report(store)
+    before = files_of(store)
+    (tmp_path / "images" / "a" / FILE_NAMES[1]).unlink()
+    changed = tmp_path / "images" / "b" / FILE_NAMES[4]
+    changed.write_bytes(changed.read_bytes() + b" ")
+    monkeypatch.setattr(sys, "argv", ["jobs/predict.py", "run", "images"])
+    nightly(store, run)
+    write_report(store)
+    assert files_of(store) == before  # it is not even made again
+    write_report(store, again=True)
+    after = files_of(store)
+    pages = [files.pop("index.html").decode() for files in (before, after)]
+    assert after == before
+    assert pages[1].count("has grown since") == 2
+    assert "jobs/predict.py" not in pages[1]
+    differ = [pair for pair in zip(*(p.splitlines() for p in pages), strict=True) if pair[0] != pair[1]]
+    assert len(differ) == 2  # the two that say so
+
+
+def test_a_run_of_an_older_version_whose_corpus_was_listed_anew_is_told_in_one_sentence(tmp_path: Path) -> None:
     write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
     run = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",))
     store = run.write()
-    for image in (tmp_path / "images" / "a").iterdir():
-        image.write_bytes(image.read_bytes() + b" ")
-    list_corpus(store, run.config().corpus, 1000)  # what a later job does first, and then it is killed
-    with pytest.raises(JobError, match="the corpus has changed since"):
+    summary = store.read_json("run.json")
+    corpus = list_corpus(store, run.config().corpus, run.shard_size).artifact.folder
+    summary["artifacts"]["corpora"] = {"corpus": corpus}
+    del summary["sources"]
+    store.write_json("run.json", summary)
+    write_report(store)
+    accuracy = store.read_json("report/tables/accuracy.json")
+    assert "an image whose true label" in page_of(store)
+    (tmp_path / "images" / "a" / FILE_NAMES[1]).unlink()
+    nightly(store, run)
+    with pytest.raises(JobError, match=r"1 of 1 shards .* have no pseudo-labels .* Run the job again"):
         write_report(store)
+    assert store.read_json("report/tables/accuracy.json") == accuracy
+
+
+def test_a_data_set_s_labels_are_labels_though_the_configuration_does_not_name_them(tmp_path: Path) -> None:
+    names = ("big cat", "747-100")
+    write_images(tmp_path / "dtd" / "images", names, tuple(f"{i}.png" for i in range(9)))
+    layout = LAYOUTS["dtd"]
+    parts = {"train": range(5), "val": range(5, 6), "test": range(6, 9)}
+    split = {p: [[f"{n}/{i}.png", c, n] for c, n in enumerate(names) for i in of] for p, of in parts.items()}
+    (tmp_path / "dtd" / layout.split).write_text(json.dumps(split))
+    store = SyntheticRun(tmp_path / "run", tmp_path, names, dataset="dtd").write()
+    write_report(store)
+    text = " ".join("".join(Seen(page_of(store)).text).split())
+    assert "of 6 held-out images right" in text
+    assert "10 images under" in text
+    assert "train.parquet" in text
+    assert "No labels were given" not in text
+    shown = {(r["images"], r["what"]): r["share"] for r in store.read_json("report/tables/accuracy.json")}
+    scores = store.read_json("run.json")["scores"]["upl*"]["predictions"]
+    for part, name in (("corpus", "corpus"), ("scored", "held-out images")):
+        assert shown[name, "UPL*, ensemble"] == pytest.approx(scores[part]["accuracy"]["ensemble"])
 
 
 def test_a_corpus_that_is_away_costs_the_pictures_only_until_it_is_back(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def analyse(run: FinishedRun, variant: Variant) -> tuple[dict[str, Any], pa.Tabl
         For each corpus (`corpus`, `scored`) the result of `Tally`, and the rows of `schema.SELECTED`.
 
     Raises:
-        JobError: the corpus was listed anew since, and selected images are gone.
+        JobError: what the run worked on is not known any more.
     """
     artifact = analysis_artifact(run, variant)
     if artifact.manifest() is None:
@@ -132,8 +132,8 @@ def _selected_table(selection: pa.Table, known: dict[str, dict[str, Any]]) -> pa
     gone = [i for i in selection["image_id"].to_pylist() if i not in known]
     if gone:
         raise JobError(
-            f"{len(gone)} selected images, {gone[0]!r} for example, are listed no more: the corpus has changed since "
-            f"this run ended. Finish the job that listed it anew, and its report will be made."
+            f"{len(gone)} selected images, {gone[0]!r} for example, are listed no more: this run was made by an older "
+            f"version, and the corpus was listed anew since. Run the job again, which makes what is missing."
         )
     rows = [{**row, **known[row["image_id"]]} for row in selection.to_pylist()]
     return pa.Table.from_pylist(rows, schema=schema.SELECTED)

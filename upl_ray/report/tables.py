@@ -8,6 +8,7 @@ from typing import Any
 from upl_ray.report.cards import Card
 from upl_ray.report.findings import Findings
 from upl_ray.report.finished import FinishedRun
+from upl_ray.snapshot import REJECTED
 
 Table = tuple[list[str], list[list[Any]]]  # header, rows
 CLASSES = ["class", "classname", "selected", "pseudo_labels", "labelers_agree", "members_agree", "right", "labeled"]
@@ -42,5 +43,5 @@ def selected(f: Findings, names: tuple[str, ...]) -> Table:
 
 def rejected_images(run: FinishedRun) -> Table:
     """Images that could not be read, and why."""
-    rows = run.variants[0].predictions.read_table("rejected.parquet").to_pylist()
+    rows = run.rejected.read_table(REJECTED).to_pylist()
     return ["image_id", "reason"], [[r["image_id"], r["reason"]] for r in rows]

@@ -102,6 +102,8 @@ def step_rows(run: FinishedRun) -> list[tuple[str, str, str, str]]:
         for step, name in STEPS.items():
             folder = getattr(variant, step).folder
             rows.append((f"{variant.title}: {name}", took(folder), folder, _time(run, folder)))
+        if manifest_of(variant.predictions)["shards"] != [s.state for s in run.corpora["corpus"].shards]:
+            rows[-1] = (*rows[-1][:3], "has grown since")
     return rows
 
 
@@ -111,8 +113,8 @@ def _time(run: FinishedRun, folder: str) -> str:
 
 
 def provenance_rows(run: FinishedRun) -> dict[str, Any]:
-    """How to make the same again."""
-    about = manifest_of(run.variants[0].predictions)["provenance"]
+    """How to make the same again. The predictions' manifest would tell of the nightly job, which lets them grow."""
+    about = manifest_of(run.variants[0].classifier)["provenance"]
     return {
         "command": shlex.join(["python", *about["command"]]),
         "python": about["python"],
