@@ -280,6 +280,20 @@ def test_without_labels_the_page_says_what_it_does_not_know(nasty: Store, tmp_pa
     assert re.search(r"\d+ of \d+ right|dashed frame|calibration error", page_of(nasty))
 
 
+def test_cards_of_an_unlabeled_corpus_promise_no_true_classes_though_held_out_images_have_them(tmp_path: Path) -> None:
+    for part in ("images", "scored"):
+        write_images(tmp_path / part, ("a", "b", "c"), FILE_NAMES)
+    places = (tmp_path / "run", tmp_path / "images", ("a", "b", "c"), ("upl",))
+    store = SyntheticRun(*places, labels="none", scored=tmp_path / "scored").write()
+    write_report(store)
+    seen = Seen(page_of(store))
+    text = " ".join("".join(seen.text).split())
+    assert "of 18 held-out images right" in text
+    assert "calibration error" in text
+    assert not re.search(r"\d+ of \d+ right|dashed frame|most wrong labels", text)
+    assert json.loads(next(t for t in seen.text if t.startswith('{"images"')))["labeled"] is False
+
+
 def test_missing_images_leave_a_place_and_a_reason(tmp_path: Path) -> None:
     write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
     store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",), top_k=6).write()

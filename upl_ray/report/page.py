@@ -132,5 +132,6 @@ def _context(
         "rejected_file": run.rejected.name(REJECTED),
         "images": image_rows(found, cards),
         "judged": found[0].judged_part is not None,
+        "labeled": found[0].corpus["labeled"] > 0,  # the corpus itself, which the cards are about
         "top_k": int(run.config["label"]["top_k"]),
     }
