@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html.parser
 import io
 import json
@@ -11,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,13 @@ from upl_ray.corpus import list_corpus
 from upl_ray.datasets.layouts import LAYOUTS
 from upl_ray.predict_config import Drift
 from upl_ray.predictions import publish
-from upl_ray.report import thumbnails
+from upl_ray.report import tally, thumbnails
 from upl_ray.report.compare import differences, write_comparison
 from upl_ray.report.export import as_csv, as_json
 from upl_ray.report.figures import figure_style, new_figure, to_svg
 from upl_ray.report.page import PAGE, write_report
 from upl_ray.report.words import between_words, nearest
+from upl_ray.snapshot import keep_snapshot, read_snapshot
 
 ROOT = Path(__file__).parent.parent
 NASTY = ("<script>alert(1)<script>", "\"quotes\" & 'more'", "$a_1$ <title>", "日本 \u2028 \u202e rtl", "{{ 7*7 }}")
@@ -268,12 +271,87 @@ def test_accuracies_of_the_page_are_those_of_the_scores(nasty: Store) -> None:
     assert f"{100 * learned['ensemble']:.1f} %" in page_of(nasty)
 
 
+def own_confidence(store: Store) -> float:
+    """Mean confidence of the target's own zero-shot labels, the last of the three labelers."""
+    folder = store.read_json("run.json")["artifacts"]["variants"]["upl*"]["pseudo"]
+    rows = [r for c in commits_of(store, folder) for r in c]
+    return float(np.mean([r["backbone_confidences"][-1] for r in rows]))
+
+
+def labels_of_few(store: Store, run: SyntheticRun, few: set[str]) -> None:
+    """Take the true labels of all images but a few out of the listings, as a manifest with gaps would have them."""
+    summary = store.read_json("run.json")
+    corpus = read_snapshot(Artifact(store, *summary["artifacts"]["corpora"]["corpus"].split("-")))
+    shards = []
+    for shard in corpus.shards:
+        rows = corpus.listing(shard).to_pylist()
+        gaps = [r | {"label": r["label"] if r["image_id"] in few else None} for r in rows]
+        table = pa.Table.from_pylist(gaps, schema=schema.LISTING)
+        shards.append(dataclasses.replace(shard, listing=store.write_hashed(f"gaps/{shard.id}", table)))
+    kept = keep_snapshot(dataclasses.replace(corpus, shards=tuple(shards)), run.rejected)
+    summary["artifacts"]["corpora"]["corpus"] = kept.folder
+    for scores in summary["scores"].values():
+        scores["predictions"]["corpus"]["labeled"] = len(few)
+    store.write_json("run.json", summary)
+
+
+def test_of_a_few_labeled_images_all_vote_and_confidence_is_held_against_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "VOTE_IMAGES", 4)
+    names = ("a", "b", "c")
+    write_images(tmp_path / "images", names, tuple(f"{i}.png" for i in range(30)))
+    run = SyntheticRun(tmp_path / "run", tmp_path / "images", names, ("upl",))
+    store = run.write()
+    few = {"a/3.png", "b/5.png", "c/7.png"}
+    labels_of_few(store, run, few)
+    write_report(store)
+    assert "on 3 images: mean and range" in " ".join("".join(Seen(page_of(store)).text).split())
+    pseudo = {r["image_id"]: r for r in rows_of(store, "report/labels/pseudo_labels-upl.csv")}
+    for row in store.read_json("report/tables/confidence-upl.json"):
+        mine = [pseudo[i] for i in few if pseudo[i]["classname"] == row["class"]]
+        assert row["labeled"] == len(mine)
+        if mine:
+            assert row["confidence"] == pytest.approx(np.mean([float(r["confidence"]) for r in mine]), abs=1e-5)
+        else:
+            assert row["confidence"] is None
+
+
+def test_no_figure_is_drawn_of_votes_that_nobody_cast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "VOTE_IMAGES", 0)  # chance may leave none of a few images
+    write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",)).write()
+    write_report(store)
+    assert "What more members bring" not in page_of(store)
+
+
+def test_every_class_has_its_accuracies_and_every_confusion_is_written_for_many_classes(tmp_path: Path) -> None:
+    names = tuple(f"class {i:02d}" for i in range(30))  # more than a figure shows
+    write_images(tmp_path / "images", names, ("1.png", "2.png", "3.png"))
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", names, ("upl*",)).write()
+    write_report(store)
+    said = {r["image_id"]: int(r["label"]) for r in rows_of(store, "report/labels/predictions-upl-star.csv")}
+    true = {i: names.index(i.partition("/")[0]) for i in said}
+    counts = Counter((true[i], said[i]) for i in said)
+    matrix = store.read_json("report/tables/confusion-matrix-upl-star.json")
+    assert {(r["true"], r["predicted"]): r["images"] for r in matrix} == counts
+    assert all(names[r["true"]] == r["true_classname"] for r in matrix)
+    classes = store.read_json("report/tables/classes-upl-star.json")
+    assert [r["corpus_images"] for r in classes] == [3] * 30
+    assert [r["corpus_ensemble_accuracy"] for r in classes] == [pytest.approx(counts[c, c] / 3) for c in range(30)]
+    own = store.read_json("run.json")["scores"]["upl*"]["zero_shot"]["corpus"]["accuracy"]["target"]
+    assert np.mean([r["corpus_zero_shot_accuracy"] for r in classes]) == pytest.approx(own)
+    mistakes = store.read_json("report/tables/confusion-upl-star.json")
+    assert sum(r["images"] for r in mistakes) == sum(n for (a, b), n in counts.items() if a != b)
+
+
 def test_without_labels_the_page_says_what_it_does_not_know(nasty: Store, tmp_path: Path) -> None:
     write_images(tmp_path / "images", ("a", "b", "c"), FILE_NAMES)
-    store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b", "c"), ("upl",), labels="none").write()
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b", "c"), ("upl*",), labels="none").write()
     write_report(store)
     text = " ".join("".join(Seen(page_of(store)).text).split())
     assert "nothing on this page is an accuracy" in text
+    assert f"that of zero-shot {100 * own_confidence(store):.1f} %" in text
     assert "Agreement (no accuracy)" in text
     assert "accuracy.png" not in store.names("report/figures")
     assert not re.search(r"\d+ of \d+ right|dashed frame|calibration error", text)
@@ -472,9 +550,12 @@ def test_runs_are_compared_image_by_image(tmp_path: Path) -> None:
 
 
 def _predicted(store: Store) -> list[dict[str, Any]]:
-    folder = Path(store.read_json("run.json")["predictions"]).name
-    commits = [store.read_json(f"{folder}/commits/{c}") for c in store.names(f"{folder}/commits")]
-    return [r for c in commits for p in c["parts"] for r in store.read_table(f"{folder}/{p}").to_pylist()]
+    return [r for rows in commits_of(store, Path(store.read_json("run.json")["predictions"]).name) for r in rows]
+
+
+def commits_of(store: Store, folder: str) -> list[list[dict[str, Any]]]:
+    artifact = Artifact(store, *folder.split("-"))
+    return [artifact.read_shard(c).to_pylist() for c in sorted(artifact.committed())]
 
 
 def test_images_of_the_same_name_are_compared_only_in_the_same_version(tmp_path: Path) -> None:

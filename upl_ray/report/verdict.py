@@ -66,7 +66,7 @@ def _without_labels(run: FinishedRun, f: Findings) -> str:
         f"{f.title} gives {share(numbers['change']['changed'] / n)} of {numbers['images']:,} images another label than "
         f"the zero-shot prompt of {run.target}. Its members agree with their ensemble on {share(agree)}; its mean "
         f"confidence is {share(mean_confidence(f, 'corpus', 'ensemble'))}, that of zero-shot "
-        f"{share(mean_confidence(f, 'corpus', 'fused'))}."
+        f"{share(mean_confidence(f, 'corpus', 'target'))}."
     )
 
 
