@@ -31,7 +31,7 @@ from upl_ray.corpus import list_corpus
 from upl_ray.datasets.layouts import LAYOUTS
 from upl_ray.predict_config import Drift
 from upl_ray.predictions import publish
-from upl_ray.report import tally, thumbnails
+from upl_ray.report import cards, tally, thumbnails
 from upl_ray.report.compare import differences, write_comparison
 from upl_ray.report.export import as_csv, as_json
 from upl_ray.report.figures import figure_style, new_figure, to_svg
@@ -244,10 +244,10 @@ def test_changed_images_are_those_on_which_zero_shot_and_the_ensemble_differ(nas
 
 
 def test_starved_classes_come_first_then_those_of_least_agreement(nasty: Store) -> None:
-    cards = [a for t, a in Seen(page_of(nasty)).elements if t == "article"]
-    assert next(c["data-label"] for c in cards if c["data-variant"] == "upl-star") == "4"
+    shown = [a for t, a in Seen(page_of(nasty)).elements if t == "article"]
+    assert next(c["data-label"] for c in shown if c["data-variant"] == "upl-star") == "4"
     classes = {r["class"]: r for r in rows_of(nasty, "report/tables/classes-upl-star.csv")}
-    order = [classes[c["data-label"] or ""] for c in cards if c["data-variant"] == "upl-star"]
+    order = [classes[c["data-label"] or ""] for c in shown if c["data-variant"] == "upl-star"]
     keys = [(int(r["selected"]), float(r["labelers_agree"] or 1)) for r in order]
     assert keys == sorted(keys)
 
@@ -484,15 +484,14 @@ def test_a_corpus_that_is_away_costs_the_pictures_only_until_it_is_back(tmp_path
     assert "could not be shown" not in page_of(store)
 
 
-def test_sprites_stay_within_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sprites_stay_within_their_budget() -> None:
     rng = np.random.default_rng(0)
     tiles: dict[str, list[thumbnails.Tile]] = {
         str(k): [rng.integers(0, 255, (96, 96, 3)).astype(np.uint8) for _ in range(16)] for k in range(6)
     }
     sizes = []
     for budget in (10**9, 60_000, 30_000):
-        monkeypatch.setattr(thumbnails, "BUDGET", budget)
-        made = list(thumbnails._within_budget(tiles))
+        made = list(thumbnails.within(tiles, budget))
         assert [k for k, *_ in made] == list(tiles)
         assert sum(len(webp) for _, _, webp, _ in made) <= budget
         for _, _, webp, size in made:
@@ -501,6 +500,29 @@ def test_sprites_stay_within_their_budget(monkeypatch: pytest.MonkeyPatch) -> No
         sizes.append(made[0][3])
     assert sizes[0] == 96
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_long_names_cost_pictures_and_not_the_size_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = tuple(f"class {i:02d}" for i in range(20))
+    write_images(tmp_path / "images", names, tuple(f"{i}{'x' * 150}.png" for i in range(8)))
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", names, top_k=8).write()
+    write_report(store)
+    roomy = Seen(page_of(store))
+    other = len(re.sub(r"<article.*</article>|<script type=.*?</script>", "", page_of(store), flags=re.S))
+    monkeypatch.setattr(cards, "OTHER_BYTES", other)  # of a small page the figures are most
+    for limit in (other + 120_000, other + 80_000):
+        monkeypatch.setattr(cards, "PAGE_BYTES", limit)
+        write_report(store, again=True)
+        assert len(page_of(store).encode()) < limit
+    seen = Seen(page_of(store))
+    assert len([t for t, _ in seen.elements if t == "article"]) == 40
+    pixels = [sum(int(a["width"] or 0) for t, a in s.elements if t == "img") for s in (roomy, seen)]
+    assert pixels[1] < pixels[0]
+    monkeypatch.setattr(cards, "MAX_CARDS", 30)
+    write_report(store, again=True)
+    assert page_of(store).count("<article") == 30
+    assert "The 10 cards that need a look least are left out" in page_of(store)
+    assert len(store.read_json("report/tables/classes-upl.json")) == 20
 
 
 def test_a_tile_shows_the_centre_of_its_image() -> None:
