@@ -19,7 +19,7 @@ from upl_ray.report.thumbnails import COLUMNS, Sprite, Wanted, limited, load_spr
 PAGE_BYTES = 9_500_000
 OTHER_BYTES = 1_000_000  # figures, tables, style
 CARD_BYTES, NAMES_OF_CARD = 800, 4  # its markup, and how often it says the name of its class
-ROW_BYTES = 110  # of an image beside its id: numbers, and a frame
+ROW_BYTES = 90  # of an image beside its id: numbers, and a frame
 TILE_BYTES = 160  # of the smallest thumbnail
 MOST_SPRITE_BYTES = 4_500_000
 MAX_CARDS = 4_000
