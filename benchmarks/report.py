@@ -23,8 +23,11 @@ from benchmarks.synthetic_run import SyntheticRun
 from upl_ray.report.page import PAGE, write_report
 
 
-def write_images(folder: Path, classnames: list[str], per_class: int, seed: int = 0) -> None:
-    """Random crops of two photographs, 160 x 160 pixels, as JPEG files in a sub-folder for each class."""
+def write_images(folder: Path, classnames: list[str], per_class: int, letters: int = 0, seed: int = 0) -> None:
+    """Random crops of two photographs, 160 x 160 pixels, as JPEG files in a sub-folder for each class.
+
+    Their names have so many letters, or as few as they need.
+    """
     photographs = load_sample_images().images
     rng = np.random.default_rng(seed)
     for name in classnames:
@@ -34,7 +37,8 @@ def write_images(folder: Path, classnames: list[str], per_class: int, seed: int 
             size = int(rng.integers(80, 320))
             y, x = (int(rng.integers(0, n - size)) for n in photograph.shape[:2])
             crop = Image.fromarray(photograph[y : y + size, x : x + size]).resize((160, 160))
-            crop.save(folder / name / f"IMG_{rng.integers(10**8):08d}_{i}.jpg", quality=85)
+            file = f"IMG_{rng.integers(10**8):08d}_{i}".ljust(letters, "x")
+            crop.save(folder / name / f"{file}.jpg", quality=85)
 
 
 def main() -> None:
@@ -42,13 +46,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--per-class", type=int, default=16)
+    parser.add_argument("--letters", type=int, default=0, help="of the images' names")
     parser.add_argument("--variants", nargs="+", default=["upl*"])
     parser.add_argument("--folder", type=Path, help="keep everything here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         names = [f"class number {i:04d}" for i in range(args.classes)]
-        write_images(folder / "images", names, args.per_class)
+        write_images(folder / "images", names, args.per_class, args.letters)
         made = SyntheticRun(
             folder / "run", folder / "images", tuple(names), tuple(args.variants), members=16, top_k=args.per_class
         )

@@ -5,6 +5,7 @@ For reports of any size, in benchmarks and tests; nothing in it needs Ray.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ import pyarrow as pa
 from upl_ray import pseudo_labels, schema, score
 from upl_ray.artifacts import Artifact, Store
 from upl_ray.config import Config
-from upl_ray.corpus import Corpus, list_corpus
+from upl_ray.corpus import Corpus, Shard, list_corpus
+from upl_ray.datasets.open import open_dataset
+from upl_ray.figures import figures_of
+from upl_ray.predict_config import Drift
+from upl_ray.predictions import publish
 from upl_ray.report.finished import word_artifact
+from upl_ray.snapshot import keep_snapshot
 
 LABELERS = ("alpha", "beta", "target")
 DIGEST = "0123456789ab"  # stands for a fingerprint: nothing is looked up by it
@@ -28,10 +34,13 @@ class SyntheticRun:
     """What to make up."""
 
     storage: Path
-    images: Path  # a folder of image files; the first sub-folder of each is its true class
+    images: Path  # a folder of image files, the first sub-folder of each is its true class; or the root of a data set
     classnames: tuple[str, ...]
     variants: tuple[str, ...] = ("upl*", "upl")
     labels: str = "folders"
+    scored: Path | None = None  # held-out images in folders of their classes
+    dataset: str = ""  # instead of `images`, `labels` and `scored`: its name
+    shard_size: int = 1000
     members: int = 8
     epochs: int = 5
     top_k: int = 4
@@ -43,12 +52,17 @@ class SyntheticRun:
         """Write the whole storage."""
         store = Store(str(self.storage))
         config = self.config()
-        corpus = list_corpus(store, config.corpus, config.compute.shard_size)
-        made = {variant: self._variant(store, corpus, variant) for variant in self.variants}
+        opened = open_dataset(config, store)
+        sources = {p: s for p, s in (("corpus", opened.corpus), ("scored", opened.scored)) if s.uris}
+        corpora = {part: list_corpus(store, source, self.shard_size) for part, source in sources.items()}
+        corpus = corpora["corpus"]
+        kept = {part: keep_snapshot(c, self.rejected if part == "corpus" else {}) for part, c in corpora.items()}
+        made = {variant: self._variant(store, corpora, variant) for variant in self.variants}
         for name in LABELERS:
             Artifact(store, f"features-{name}", DIGEST).finish(backbone={}, identity={})
         folders = {v: {step: a.folder for step, a in steps.items()} for v, steps in made.items()}
-        scores = {v: self._scores(corpus, v, steps) for v, steps in made.items()}
+        rules: dict[str, str] = {part: source.labels for part, source in sources.items()}
+        scores = {v: self._scores(corpora, rules, v, steps) for v, steps in made.items()}
         first = made[self.variants[0]]
         store.write_json("config.json", config.model_dump(mode="json"))
         store.write_sealed(
@@ -67,8 +81,9 @@ class SyntheticRun:
                 "starved_classes": scores[self.variants[0]]["selection"]["starved"],
                 "scores": scores,
                 "report": store.join("report/index.html"),
+                "sources": {p: {"uri": s.uri, "labels": s.labels} for p, s in sources.items()},
                 "artifacts": {
-                    "corpora": {"corpus": corpus.artifact.folder},
+                    "corpora": {part: artifact.folder for part, artifact in kept.items()},
                     "features": {name: f"features-{name}-{DIGEST}" for name in LABELERS},
                     "variants": folders,
                 },
@@ -80,10 +95,12 @@ class SyntheticRun:
 
     def config(self) -> Config:
         """The configuration that such a run would have."""
+        scored = {"uri": str(self.scored), "labels": "folders"} if self.scored else {}
+        corpus = {"uri": str(self.images), "labels": self.labels}
+        given = {"corpus": corpus, "scored": scored, "classnames": list(self.classnames)}
         return Config.model_validate(
             {
-                "corpus": {"uri": str(self.images), "labels": self.labels},
-                "classnames": list(self.classnames),
+                **({"dataset": {"name": self.dataset, "root": str(self.images)}} if self.dataset else given),
                 "template": "a photo of {}.",
                 "backbones": [{"model": "RN50", "pretrained": "openai", "name": name} for name in LABELERS],
                 "target": "target",
@@ -91,7 +108,7 @@ class SyntheticRun:
                 "storage_path": str(self.storage),
                 "label": {"top_k": self.top_k},
                 "train": {"members": self.members, "epochs": self.epochs},
-                "compute": {"shard_size": 1000},
+                "compute": {"shard_size": self.shard_size},
             }
         )
 
@@ -99,27 +116,25 @@ class SyntheticRun:
         """Names in the order of columns."""
         return LABELERS if variant == "upl*" else ("target",)
 
-    def _variant(self, store: Store, corpus: Corpus, variant: str) -> dict[str, Artifact]:
+    def _variant(self, store: Store, corpora: dict[str, Corpus], variant: str) -> dict[str, Artifact]:
         digest = f"{len(variant)}{DIGEST[1:]}"
         steps = ("pseudo_labels", "selection", "views", "members", "classifier", "predictions")
         pseudo, selection, views, members, classifier, predictions = (Artifact(store, s, digest) for s in steps)
         rng = np.random.default_rng([self.seed, len(variant)])
         chosen = []
-        for shard in corpus.shards:
-            table = self._pseudo(corpus.listing(shard)["image_id"].to_pylist(), len(self.labelers(variant)), rng)
+        for part, shard, ids in _shards(corpora):
+            table = self._pseudo(ids, len(self.labelers(variant)), rng)
             pseudo.commit(shard.state, parts=[pseudo.write_part(shard.state, table)], rows=len(table))
-            after = self._predictions(table, rng)
-            predictions.commit(shard.state, parts=[predictions.write_part(shard.state, after)], rows=len(after))
-            ids = pa.array([shard.id] * len(table), pa.string())
-            chosen.append(table.select(["image_id", "pseudo_label", "confidence"]).append_column("shard", ids))
+            commit_predictions(predictions, shard, self._predictions(table, rng))
+            if part == "corpus":
+                of = pa.array([shard.id] * len(table), pa.string())
+                chosen.append(table.select(["image_id", "pseudo_label", "confidence"]).append_column("shard", of))
         selection.finish(files=selection.write_file("selection.parquet", pseudo_labels.top_k(chosen, self.top_k)))
-        rejected = [{"image_id": i, "reason": r} for i, r in self.rejected.items()]
-        table = pa.Table.from_pylist(rejected, schema=schema.REJECTED)
-        predictions.finish(files=predictions.write_file("rejected.parquet", table))
         members.finish(files=members.write_file("history.parquet", self._history(rng)))
         words = rng.choice(["it", "<b>", "photo", "…"], (self.members, 4)).tolist()
         word_artifact(classifier).finish(words=words, distances=np.ones((self.members, 4)).tolist(), between_words=0.5)
         classifier.finish(classnames=list(self.classnames), variant=variant, members=members.folder)
+        publish(predictions, corpora["corpus"], self.rejected, classifier, Drift())
         for artifact in (pseudo, views):
             artifact.finish()
         return {
@@ -162,12 +177,32 @@ class SyntheticRun:
         ]
         return pa.Table.from_pylist(rows, schema=schema.HISTORY)
 
-    def _scores(self, corpus: Corpus, variant: str, steps: dict[str, Artifact]) -> dict[str, Any]:
-        names, labelers = self.classnames, list(self.labelers(variant))
-        selection = steps["selection"].read_table("selection.parquet")
+    def _scores(
+        self, corpora: dict[str, Corpus], rules: dict[str, str], variant: str, steps: dict[str, Artifact]
+    ) -> dict[str, Any]:
+        names, labelers, rows = self.classnames, list(self.labelers(variant)), corpora.items()
+        selection, pseudo, said = (
+            steps["selection"].read_table("selection.parquet"),
+            steps["pseudo"],
+            steps["predictions"],
+        )
         return {
             "labelers": labelers,
-            "selection": score.score_selection(corpus, selection, self.labels, names),
-            "zero_shot": {"corpus": score.score_zero_shot(corpus, self.labels, steps["pseudo"], labelers, names)},
-            "predictions": {"corpus": score.score_predictions(corpus, self.labels, steps["predictions"], names)},
+            "selection": score.score_selection(corpora["corpus"], selection, rules["corpus"], names),
+            "zero_shot": {p: score.score_zero_shot(c, rules[p], pseudo, labelers, names) for p, c in rows},
+            "predictions": {p: score.score_predictions(c, rules[p], said, names) for p, c in rows},
         }
+
+
+def _shards(corpora: dict[str, Corpus]) -> Iterator[tuple[str, Shard, list[str]]]:
+    """Each shard with its part and image ids, the corpus first."""
+    for part, corpus in corpora.items():
+        for shard in corpus.shards:
+            yield part, shard, corpus.listing(shard)["image_id"].to_pylist()
+
+
+def commit_predictions(predictions: Artifact, shard: Shard, rows: pa.Table) -> None:
+    """Commit rows of `schema.PREDICTIONS` as the jobs do."""
+    figures = figures_of(rows, shard.rows - len(shard.removed))
+    part = predictions.write_part(shard.state, rows)
+    predictions.commit(shard.state, parts=[part], rows=len(rows), figures=figures)

@@ -86,6 +86,8 @@ def test_a_second_run_finds_everything_and_needs_no_ray(first: dict[str, Any], w
     assert set(last["accuracy"]) >= {"zero_shot", "upl* ensemble", "upl ensemble"}
     assert before == modification_times(first["storage"], "features", "pseudo_labels", "selection", "views", "members")
     written = json.loads((Path(first["storage"]) / "run.json").read_text())
+    assert {p: s["labels"] for p, s in written["sources"].items()} == {"corpus": "folders", "scored": "folders"}
+    assert written["artifacts"] == first["artifacts"]  # what the run worked on is kept once
     assert written["steps"] == first["steps"]  # the second run took no time, and says how long the first one took
 
 

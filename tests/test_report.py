@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html.parser
 import io
 import json
@@ -11,25 +12,32 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 from s3_server import S3Server
 
-from benchmarks.synthetic_run import SyntheticRun
-from upl_ray.artifacts import Store
+from benchmarks.synthetic_run import SyntheticRun, commit_predictions
+from upl_ray import schema
+from upl_ray.artifacts import Artifact, Store
 from upl_ray.config import ConfigError, JobError
 from upl_ray.corpus import list_corpus
-from upl_ray.report import thumbnails
+from upl_ray.datasets.layouts import LAYOUTS
+from upl_ray.predict_config import Drift
+from upl_ray.predictions import publish
+from upl_ray.report import cards, tally, thumbnails
 from upl_ray.report.compare import differences, write_comparison
 from upl_ray.report.export import as_csv, as_json
 from upl_ray.report.figures import figure_style, new_figure, to_svg
 from upl_ray.report.page import PAGE, write_report
 from upl_ray.report.words import between_words, nearest
+from upl_ray.snapshot import keep_snapshot, read_snapshot
 
 ROOT = Path(__file__).parent.parent
 NASTY = ("<script>alert(1)<script>", "\"quotes\" & 'more'", "$a_1$ <title>", "日本 \u2028 \u202e rtl", "{{ 7*7 }}")
@@ -236,10 +244,10 @@ def test_changed_images_are_those_on_which_zero_shot_and_the_ensemble_differ(nas
 
 
 def test_starved_classes_come_first_then_those_of_least_agreement(nasty: Store) -> None:
-    cards = [a for t, a in Seen(page_of(nasty)).elements if t == "article"]
-    assert next(c["data-label"] for c in cards if c["data-variant"] == "upl-star") == "4"
+    shown = [a for t, a in Seen(page_of(nasty)).elements if t == "article"]
+    assert next(c["data-label"] for c in shown if c["data-variant"] == "upl-star") == "4"
     classes = {r["class"]: r for r in rows_of(nasty, "report/tables/classes-upl-star.csv")}
-    order = [classes[c["data-label"] or ""] for c in cards if c["data-variant"] == "upl-star"]
+    order = [classes[c["data-label"] or ""] for c in shown if c["data-variant"] == "upl-star"]
     keys = [(int(r["selected"]), float(r["labelers_agree"] or 1)) for r in order]
     assert keys == sorted(keys)
 
@@ -263,16 +271,105 @@ def test_accuracies_of_the_page_are_those_of_the_scores(nasty: Store) -> None:
     assert f"{100 * learned['ensemble']:.1f} %" in page_of(nasty)
 
 
+def own_confidence(store: Store) -> float:
+    """Mean confidence of the target's own zero-shot labels, the last of the three labelers."""
+    folder = store.read_json("run.json")["artifacts"]["variants"]["upl*"]["pseudo"]
+    rows = [r for c in commits_of(store, folder) for r in c]
+    return float(np.mean([r["backbone_confidences"][-1] for r in rows]))
+
+
+def labels_of_few(store: Store, run: SyntheticRun, few: set[str]) -> None:
+    """Take the true labels of all images but a few out of the listings, as a manifest with gaps would have them."""
+    summary = store.read_json("run.json")
+    corpus = read_snapshot(Artifact(store, *summary["artifacts"]["corpora"]["corpus"].split("-")))
+    shards = []
+    for shard in corpus.shards:
+        rows = corpus.listing(shard).to_pylist()
+        gaps = [r | {"label": r["label"] if r["image_id"] in few else None} for r in rows]
+        table = pa.Table.from_pylist(gaps, schema=schema.LISTING)
+        shards.append(dataclasses.replace(shard, listing=store.write_hashed(f"gaps/{shard.id}", table)))
+    kept = keep_snapshot(dataclasses.replace(corpus, shards=tuple(shards)), run.rejected)
+    summary["artifacts"]["corpora"]["corpus"] = kept.folder
+    for scores in summary["scores"].values():
+        scores["predictions"]["corpus"]["labeled"] = len(few)
+    store.write_json("run.json", summary)
+
+
+def test_of_a_few_labeled_images_all_vote_and_confidence_is_held_against_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "VOTE_IMAGES", 4)
+    names = ("a", "b", "c")
+    write_images(tmp_path / "images", names, tuple(f"{i}.png" for i in range(30)))
+    run = SyntheticRun(tmp_path / "run", tmp_path / "images", names, ("upl",))
+    store = run.write()
+    few = {"a/3.png", "b/5.png", "c/7.png"}
+    labels_of_few(store, run, few)
+    write_report(store)
+    assert "on 3 images: mean and range" in " ".join("".join(Seen(page_of(store)).text).split())
+    pseudo = {r["image_id"]: r for r in rows_of(store, "report/labels/pseudo_labels-upl.csv")}
+    for row in store.read_json("report/tables/confidence-upl.json"):
+        mine = [pseudo[i] for i in few if pseudo[i]["classname"] == row["class"]]
+        assert row["labeled"] == len(mine)
+        if mine:
+            assert row["confidence"] == pytest.approx(np.mean([float(r["confidence"]) for r in mine]), abs=1e-5)
+        else:
+            assert row["confidence"] is None
+
+
+def test_no_figure_is_drawn_of_votes_that_nobody_cast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "VOTE_IMAGES", 0)  # chance may leave none of a few images
+    write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",)).write()
+    write_report(store)
+    assert "What more members bring" not in page_of(store)
+
+
+def test_every_class_has_its_accuracies_and_every_confusion_is_written_for_many_classes(tmp_path: Path) -> None:
+    names = tuple(f"class {i:02d}" for i in range(30))  # more than a figure shows
+    write_images(tmp_path / "images", names, ("1.png", "2.png", "3.png"))
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", names, ("upl*",)).write()
+    write_report(store)
+    said = {r["image_id"]: int(r["label"]) for r in rows_of(store, "report/labels/predictions-upl-star.csv")}
+    true = {i: names.index(i.partition("/")[0]) for i in said}
+    counts = Counter((true[i], said[i]) for i in said)
+    matrix = store.read_json("report/tables/confusion-matrix-upl-star.json")
+    assert {(r["true"], r["predicted"]): r["images"] for r in matrix} == counts
+    assert all(names[r["true"]] == r["true_classname"] for r in matrix)
+    classes = store.read_json("report/tables/classes-upl-star.json")
+    assert [r["corpus_images"] for r in classes] == [3] * 30
+    assert [r["corpus_ensemble_accuracy"] for r in classes] == [pytest.approx(counts[c, c] / 3) for c in range(30)]
+    own = store.read_json("run.json")["scores"]["upl*"]["zero_shot"]["corpus"]["accuracy"]["target"]
+    assert np.mean([r["corpus_zero_shot_accuracy"] for r in classes]) == pytest.approx(own)
+    mistakes = store.read_json("report/tables/confusion-upl-star.json")
+    assert sum(r["images"] for r in mistakes) == sum(n for (a, b), n in counts.items() if a != b)
+
+
 def test_without_labels_the_page_says_what_it_does_not_know(nasty: Store, tmp_path: Path) -> None:
     write_images(tmp_path / "images", ("a", "b", "c"), FILE_NAMES)
-    store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b", "c"), ("upl",), labels="none").write()
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b", "c"), ("upl*",), labels="none").write()
     write_report(store)
     text = " ".join("".join(Seen(page_of(store)).text).split())
     assert "nothing on this page is an accuracy" in text
+    assert f"that of zero-shot {100 * own_confidence(store):.1f} %" in text
     assert "Agreement (no accuracy)" in text
     assert "accuracy.png" not in store.names("report/figures")
     assert not re.search(r"\d+ of \d+ right|dashed frame|calibration error", text)
     assert re.search(r"\d+ of \d+ right|dashed frame|calibration error", page_of(nasty))
+
+
+def test_cards_of_an_unlabeled_corpus_promise_no_true_classes_though_held_out_images_have_them(tmp_path: Path) -> None:
+    for part in ("images", "scored"):
+        write_images(tmp_path / part, ("a", "b", "c"), FILE_NAMES)
+    places = (tmp_path / "run", tmp_path / "images", ("a", "b", "c"), ("upl",))
+    store = SyntheticRun(*places, labels="none", scored=tmp_path / "scored").write()
+    write_report(store)
+    seen = Seen(page_of(store))
+    text = " ".join("".join(seen.text).split())
+    assert "of 18 held-out images right" in text
+    assert "calibration error" in text
+    assert not re.search(r"\d+ of \d+ right|dashed frame|most wrong labels", text)
+    assert json.loads(next(t for t in seen.text if t.startswith('{"images"')))["labeled"] is False
 
 
 def test_missing_images_leave_a_place_and_a_reason(tmp_path: Path) -> None:
@@ -287,15 +384,92 @@ def test_missing_images_leave_a_place_and_a_reason(tmp_path: Path) -> None:
     assert "not an image" in "".join(missing)
 
 
-def test_a_corpus_that_was_listed_anew_is_told_in_one_sentence(tmp_path: Path) -> None:
+def nightly(store: Store, run: SyntheticRun) -> None:
+    """What jobs/predict.py does to the storage of a run: new listing, new predictions, no pseudo-labels."""
+    corpus = list_corpus(store, run.config().corpus, run.shard_size)
+    folders = store.read_json("run.json")["artifacts"]["variants"]
+    for made in folders.values():
+        predictions, classifier = (Artifact(store, *made[s].split("-")) for s in ("predictions", "classifier"))
+        for shard in corpus.shards:
+            if shard.state not in predictions.committed():
+                ids = [i for i in corpus.listing(shard)["image_id"].to_pylist() if i not in shard.removed]
+                said = [
+                    [0] * len(ids),
+                    [run.classnames[0]] * len(ids),
+                    [1.0] * len(ids),
+                    [[0] * run.members] * len(ids),
+                ]
+                commit_predictions(predictions, shard, pa.table([ids, *said], schema=schema.PREDICTIONS))
+        publish(predictions, corpus, {"later.png": "damaged"}, classifier, Drift())
+
+
+def files_of(store: Store) -> dict[str, bytes]:
+    return {n: store.read(f"report/{n}") for n in store.names_below("report") if n != "manifest.json"}
+
+
+def test_nothing_that_a_nightly_job_does_changes_the_report_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
+    rejected = {f"a/{FILE_NAMES[0]}": "damaged"}
+    run = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), rejected=rejected, shard_size=3)
+    store = run.write()
+    write_report(store)
+    before = files_of(store)
+    (tmp_path / "images" / "a" / FILE_NAMES[1]).unlink()
+    changed = tmp_path / "images" / "b" / FILE_NAMES[4]
+    changed.write_bytes(changed.read_bytes() + b" ")
+    monkeypatch.setattr(sys, "argv", ["jobs/predict.py", "run", "images"])
+    nightly(store, run)
+    write_report(store)
+    assert files_of(store) == before  # it is not even made again
+    write_report(store, again=True)
+    after = files_of(store)
+    pages = [files.pop("index.html").decode() for files in (before, after)]
+    assert after == before
+    assert pages[1].count("has grown since") == 2
+    assert "jobs/predict.py" not in pages[1]
+    differ = [pair for pair in zip(*(p.splitlines() for p in pages), strict=True) if pair[0] != pair[1]]
+    assert len(differ) == 2  # the two that say so
+
+
+def test_a_run_of_an_older_version_whose_corpus_was_listed_anew_is_told_in_one_sentence(tmp_path: Path) -> None:
     write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
     run = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",))
     store = run.write()
-    for image in (tmp_path / "images" / "a").iterdir():
-        image.write_bytes(image.read_bytes() + b" ")
-    list_corpus(store, run.config().corpus, 1000)  # what a later job does first, and then it is killed
-    with pytest.raises(JobError, match="the corpus has changed since"):
+    summary = store.read_json("run.json")
+    corpus = list_corpus(store, run.config().corpus, run.shard_size).artifact.folder
+    summary["artifacts"]["corpora"] = {"corpus": corpus}
+    del summary["sources"]
+    store.write_json("run.json", summary)
+    write_report(store)
+    accuracy = store.read_json("report/tables/accuracy.json")
+    assert "an image whose true label" in page_of(store)
+    (tmp_path / "images" / "a" / FILE_NAMES[1]).unlink()
+    nightly(store, run)
+    with pytest.raises(JobError, match=r"1 of 1 shards .* have no pseudo-labels .* Run the job again"):
         write_report(store)
+    assert store.read_json("report/tables/accuracy.json") == accuracy
+
+
+def test_a_data_set_s_labels_are_labels_though_the_configuration_does_not_name_them(tmp_path: Path) -> None:
+    names = ("big cat", "747-100")
+    write_images(tmp_path / "dtd" / "images", names, tuple(f"{i}.png" for i in range(9)))
+    layout = LAYOUTS["dtd"]
+    parts = {"train": range(5), "val": range(5, 6), "test": range(6, 9)}
+    split = {p: [[f"{n}/{i}.png", c, n] for c, n in enumerate(names) for i in of] for p, of in parts.items()}
+    (tmp_path / "dtd" / layout.split).write_text(json.dumps(split))
+    store = SyntheticRun(tmp_path / "run", tmp_path, names, dataset="dtd").write()
+    write_report(store)
+    text = " ".join("".join(Seen(page_of(store)).text).split())
+    assert "of 6 held-out images right" in text
+    assert "10 images under" in text
+    assert "train.parquet" in text
+    assert "No labels were given" not in text
+    shown = {(r["images"], r["what"]): r["share"] for r in store.read_json("report/tables/accuracy.json")}
+    scores = store.read_json("run.json")["scores"]["upl*"]["predictions"]
+    for part, name in (("corpus", "corpus"), ("scored", "held-out images")):
+        assert shown[name, "UPL*, ensemble"] == pytest.approx(scores[part]["accuracy"]["ensemble"])
 
 
 def test_a_corpus_that_is_away_costs_the_pictures_only_until_it_is_back(tmp_path: Path) -> None:
@@ -310,15 +484,14 @@ def test_a_corpus_that_is_away_costs_the_pictures_only_until_it_is_back(tmp_path
     assert "could not be shown" not in page_of(store)
 
 
-def test_sprites_stay_within_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sprites_stay_within_their_budget() -> None:
     rng = np.random.default_rng(0)
     tiles: dict[str, list[thumbnails.Tile]] = {
         str(k): [rng.integers(0, 255, (96, 96, 3)).astype(np.uint8) for _ in range(16)] for k in range(6)
     }
     sizes = []
     for budget in (10**9, 60_000, 30_000):
-        monkeypatch.setattr(thumbnails, "BUDGET", budget)
-        made = list(thumbnails._within_budget(tiles))
+        made = list(thumbnails.within(tiles, budget))
         assert [k for k, *_ in made] == list(tiles)
         assert sum(len(webp) for _, _, webp, _ in made) <= budget
         for _, _, webp, size in made:
@@ -327,6 +500,29 @@ def test_sprites_stay_within_their_budget(monkeypatch: pytest.MonkeyPatch) -> No
         sizes.append(made[0][3])
     assert sizes[0] == 96
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_long_names_cost_pictures_and_not_the_size_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = tuple(f"class {i:02d}" for i in range(20))
+    write_images(tmp_path / "images", names, tuple(f"{i}{'x' * 150}.png" for i in range(8)))
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", names, top_k=8).write()
+    write_report(store)
+    roomy = Seen(page_of(store))
+    other = len(re.sub(r"<article.*</article>|<script type=.*?</script>", "", page_of(store), flags=re.S))
+    monkeypatch.setattr(cards, "OTHER_BYTES", other)  # of a small page the figures are most
+    for limit in (other + 120_000, other + 80_000):
+        monkeypatch.setattr(cards, "PAGE_BYTES", limit)
+        write_report(store, again=True)
+        assert len(page_of(store).encode()) < limit
+    seen = Seen(page_of(store))
+    assert len([t for t, _ in seen.elements if t == "article"]) == 40
+    pixels = [sum(int(a["width"] or 0) for t, a in s.elements if t == "img") for s in (roomy, seen)]
+    assert pixels[1] < pixels[0]
+    monkeypatch.setattr(cards, "MAX_CARDS", 30)
+    write_report(store, again=True)
+    assert page_of(store).count("<article") == 30
+    assert "The 10 cards that need a look least are left out" in page_of(store)
+    assert len(store.read_json("report/tables/classes-upl.json")) == 20
 
 
 def test_a_tile_shows_the_centre_of_its_image() -> None:
@@ -376,9 +572,12 @@ def test_runs_are_compared_image_by_image(tmp_path: Path) -> None:
 
 
 def _predicted(store: Store) -> list[dict[str, Any]]:
-    folder = Path(store.read_json("run.json")["predictions"]).name
-    commits = [store.read_json(f"{folder}/commits/{c}") for c in store.names(f"{folder}/commits")]
-    return [r for c in commits for p in c["parts"] for r in store.read_table(f"{folder}/{p}").to_pylist()]
+    return [r for rows in commits_of(store, Path(store.read_json("run.json")["predictions"]).name) for r in rows]
+
+
+def commits_of(store: Store, folder: str) -> list[list[dict[str, Any]]]:
+    artifact = Artifact(store, *folder.split("-"))
+    return [artifact.read_shard(c).to_pylist() for c in sorted(artifact.committed())]
 
 
 def test_images_of_the_same_name_are_compared_only_in_the_same_version(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ def test_it_can_be_read_in_every_light_and_width(report: Path, tmp_path: Path, n
 @pytest.mark.slow
 def test_a_thousand_classes_stay_below_10_mb_and_one_is_found(tmp_path: Path) -> None:
     names = [f"class number {i:04d}" for i in range(1000)]
-    write_photographs(tmp_path / "images", names, 16)
-    store = SyntheticRun(tmp_path / "run", tmp_path / "images", tuple(names), ("upl*",), members=16, top_k=16).write()
+    write_photographs(tmp_path / "images", names, 16, letters=80)
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", tuple(names), members=16, top_k=16).write()
     page_file = Path(write_report(store))
     assert (tmp_path / "run" / PAGE).stat().st_size < 10e6
 

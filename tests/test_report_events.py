@@ -13,6 +13,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from test_report import write_images
 
 from benchmarks.synthetic_run import SyntheticRun
+from upl_ray.artifacts import Artifact
 from upl_ray.report.events import event_file
 from upl_ray.report.page import write_report
 
@@ -77,3 +78,18 @@ def test_a_variant_has_every_parameter_and_its_final_figures(tmp_path: Path) -> 
         assert values["accuracy/corpus"] == pytest.approx(scores["predictions"]["corpus"]["accuracy"]["ensemble"])
         own = scores["zero_shot"]["corpus"]["accuracy"][summary["target"]]
         assert values["zero-shot accuracy/corpus"] == pytest.approx(own)
+
+
+def test_members_that_are_learned_anew_replace_their_curves(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ("a", "b"), ("1.png", "2.png"))
+    store = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",)).write()
+    write_report(store)
+    members = Artifact(store, *store.read_json("run.json")["artifacts"]["variants"]["upl"]["members"].split("-"))
+    facts = members.read_sealed("manifest.json")
+    later = facts["provenance"] | {"time": "2030-01-01T00:00:00+00:00"}
+    members.write_sealed("manifest.json", {**facts, "provenance": later})
+    write_report(store, again=True)
+    for folder in ("upl", "upl/member-00"):
+        (name,) = store.names(f"report/tensorboard/{folder}")
+        assert "tfevents" in name
+        assert events_of(store.read(f"report/tensorboard/{folder}/{name}"))[0].wall_time == 1893456000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -97,8 +99,8 @@ def take(rows: Rows, order: np.ndarray) -> Rows:
     return Rows(**{**values, "image_ids": values["image_ids"].tolist()})
 
 
-def tally(parts: list[Rows], judged: bool = True) -> dict:
-    made = Tally(6, LABELERS, "b", 5, sum(len(p.image_ids) for p in parts), judged)
+def tally(parts: list[Rows], judged: bool = True, votable: int = 400) -> dict:
+    made = Tally(6, LABELERS, "b", 5, votable, judged)
     for part in parts:
         made.add(part, "shard")
     return made.result()
@@ -116,8 +118,13 @@ def test_a_tally_equals_naive_loops() -> None:
         assert found["known"]["fused"][c] == sum(rows.fused[i] == c for i in known)
         assert found["right"]["ensemble"][c] == sum(rows.label[i] == rows.true[i] == c for i in known)
         assert found["class_kept"][c] == sum((rows.fused == c) & (rows.label == c))
-        for d in range(6):
-            assert found["confusion"][c][d] == sum(rows.true[i] == c and rows.label[i] == d for i in known)
+        labeled = [float(rows.confidence[i]) for i in known if rows.fused[i] == c]
+        assert found["class_confidence_labeled"][c] == pytest.approx(sum(labeled), rel=1e-5)
+    pairs = [[c, d, sum(rows.true[i] == c and rows.label[i] == d for i in known)] for c in range(6) for d in range(6)]
+    assert found["confusion"] == [pair for pair in pairs if pair[2]]
+    images, confidence, right = np.sum(found["bins_labeled"]["target"], axis=0)
+    assert (images, right) == (len(known), sum(rows.own[i, 1] == rows.true[i] for i in known))
+    assert confidence == pytest.approx(float(rows.own_confidence[known, 1].sum()), rel=1e-5)
     assert found["members_right"] == [sum(rows.members[i, m] == rows.true[i] for i in known) for m in range(5)]
     assert found["pairs_agree"][0][2] == sum(rows.own[:, 0] == rows.own[:, 2])
     assert found["pairs_agree"][1][3] == sum(rows.own[:, 1] == rows.fused)
@@ -152,6 +159,17 @@ def test_without_labels_votes_are_held_against_the_ensemble() -> None:
     rows = draw(4)
     found = tally([rows], judged=False)
     assert found["votes"]["images"] == found["votes"]["ensemble"] == 400
+
+
+def test_a_sample_for_votes_is_drawn_from_the_labeled_images_however_few_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("upl_ray.report.tally.VOTE_IMAGES", 50)
+    rows = draw(6)
+    few = dataclasses.replace(rows, true=np.where(np.arange(400) < 60, 1, metrics.UNLABELED))
+    assert tally([few], votable=60)["votes"]["images"] == pytest.approx(50, abs=10)
+    assert tally([few], votable=400)["votes"]["images"] < 20  # as it is for a corpus of which all are labeled
+    assert tally([rows], judged=False)["votes"]["images"] == pytest.approx(50, abs=25)
 
 
 def test_tables_are_joined_by_id_and_never_by_position() -> None:

@@ -106,7 +106,7 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     shards: dict[str, list[Shard]] = {}
     added = 0
     for root in roots:
-        known = [_shard(r) for r in records.get(root, [])]
+        known = [shard_of(r) for r in records.get(root, [])]
         listing = _Listing(artifact, root, f"{root}/" if len(roots) > 1 else "", shard_size, frozenset(retired))
         shards[root], new = listing.update(known, source)
         retired |= {s.id for s in known if not s.archive} - {s.id for s in shards[root]}
@@ -126,10 +126,11 @@ def read_corpus(artifact: Artifact) -> Corpus:
     """
     manifest = artifact.read_sealed("manifest.json")
     roots = tuple(manifest["roots"])
-    return Corpus(artifact, roots, tuple(_shard(r) for root in roots for r in manifest["shards"][root]))
+    return Corpus(artifact, roots, tuple(shard_of(r) for root in roots for r in manifest["shards"][root]))
 
 
-def _shard(record: dict[str, Any]) -> Shard:
+def shard_of(record: dict[str, Any]) -> Shard:
+    """The shard that a record describes."""
     return Shard(**{**record, "removed": frozenset(record["removed"])})
 
 

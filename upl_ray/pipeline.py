@@ -32,6 +32,7 @@ from upl_ray.rejected import by_reason, check_rejected, find_rejected
 from upl_ray.report.page import PAGE, write_report
 from upl_ray.report.words import store_words
 from upl_ray.selection import select
+from upl_ray.snapshot import keep_snapshot
 from upl_ray.summary import earlier_seconds
 from upl_ray.text_features import text_artifact
 from upl_ray.views import make_views
@@ -74,7 +75,8 @@ def run(config: Config) -> dict[str, Any]:
         "starved_classes": scores[config.variants[0]]["selection"]["starved"],
         "scores": scores,
         "report": inputs.store.join(PAGE),
-        "artifacts": _places(inputs, chains),
+        "sources": _sources(inputs.config),
+        "artifacts": _places(inputs, chains, rejected),
         "steps": earlier_seconds(inputs.store) | (cluster.laps.seconds() if cluster.used else {}),
         "config": config.model_dump(mode="json"),
     }
@@ -92,11 +94,17 @@ def cluster_for(inputs: Inputs) -> RayCluster:
     return RayCluster(compute, lambda: preflight(inputs.store, inputs.corpora, specs, compute))
 
 
-def _places(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, Any]:
+def _sources(config: Config) -> dict[str, Any]:
+    """Where images and labels came from: those that a data set named, too, which are not in the configuration."""
+    used = {"corpus": config.corpus, "scored": config.scored}
+    return {name: source.model_dump(mode="json", include={"uri", "labels"}) for name, source in used.items()}
+
+
+def _places(inputs: Inputs, chains: dict[str, Chain], rejected: dict[str, str]) -> dict[str, Any]:
     """Folders of everything this run stands on, for readers of its storage."""
-    corpora = dict(zip(("corpus", "scored"), inputs.corpora, strict=False))
+    corpora = {"corpus": (inputs.corpus, rejected)} | ({"scored": (inputs.scored, {})} if inputs.scored else {})
     return {
-        "corpora": {name: corpus.artifact.folder for name, corpus in corpora.items()},
+        "corpora": {name: keep_snapshot(corpus, bad).folder for name, (corpus, bad) in corpora.items()},
         "features": {name: feature_artifact(inputs.store, spec).folder for name, spec in inputs.specs.items()},
         "variants": {
             variant: {step: made.folder for step, made in vars(chain).items() if isinstance(made, Artifact)}

@@ -51,6 +51,11 @@ SELECTED = pa.schema(
     ]
 )
 
+# Labeled images of each pair of true class and what the ensemble says, where there are any; for reports only.
+CONFUSION = pa.schema(
+    [("part", pa.string()), ("true", pa.int32()), ("predicted", pa.int32()), ("images", pa.int64())]  # corpus, scored
+)
+
 # What the exported ensemble says about one image.
 PREDICTIONS = pa.schema(
     [

@@ -9,7 +9,7 @@ import numpy as np
 from upl_ray.artifacts import Store
 from upl_ray.integrity import Damaged
 
-DETAILS = ("scores", "classifiers", "artifacts", "steps", "config")  # of run.json, too long for one line
+DETAILS = ("scores", "classifiers", "sources", "artifacts", "steps", "config")  # of run.json, too long for one line
 NAMES = {"upl*": "UPL*", "upl": "UPL"}
 
 

@@ -22,7 +22,7 @@ from upl_ray.report.read_ahead import read_ahead
 from upl_ray.report.tally import Rows, Tally
 from upl_ray.score import labels_of
 
-VERSION = 1  # raise when the same run gives other numbers
+VERSION = 2  # raise when the same run gives other numbers
 
 
 def analysis_artifact(run: FinishedRun, variant: Variant) -> Artifact:
@@ -37,14 +37,15 @@ def analysis_artifact(run: FinishedRun, variant: Variant) -> Artifact:
     return Artifact(run.store, "analysis", fingerprint(identity))
 
 
-def analyse(run: FinishedRun, variant: Variant) -> tuple[dict[str, Any], pa.Table]:
+def analyse(run: FinishedRun, variant: Variant) -> tuple[dict[str, Any], pa.Table, pa.Table]:
     """The numbers of a variant, and what is known of its selected images; computed unless they are in storage.
 
     Returns:
-        For each corpus (`corpus`, `scored`) the result of `Tally`, and the rows of `schema.SELECTED`.
+        For each corpus (`corpus`, `scored`) the result of `Tally` without its confusion, the rows of `schema.SELECTED`,
+        and the rows of `schema.CONFUSION`.
 
     Raises:
-        JobError: the corpus was listed anew since, and selected images are gone.
+        JobError: what the run worked on is not known any more.
     """
     artifact = analysis_artifact(run, variant)
     if artifact.manifest() is None:
@@ -60,15 +61,18 @@ def analyse(run: FinishedRun, variant: Variant) -> tuple[dict[str, Any], pa.Tabl
                     known |= _details(rows, chosen)
             tallies[part] = tally.result()
         files = artifact.write_file("selected.parquet", _selected_table(selection, known))
+        confused = [(part, *pair) for part, numbers in tallies.items() for pair in numbers.pop("confusion")]
+        files |= artifact.write_file("confusion.parquet", _confusion_table(confused))
         artifact.finish(files=files, parts=tallies)
     parts: dict[str, Any] = manifest_of(artifact)["parts"]
-    return parts, artifact.read_table("selected.parquet")
+    return parts, artifact.read_table("selected.parquet"), artifact.read_table("confusion.parquet")
 
 
 def _tally(run: FinishedRun, variant: Variant, part: str, corpus: Corpus) -> Tally:
     members = int(run.config["train"]["members"])
-    judged = run.label_rule(part) != "none"
-    return Tally(len(run.classnames), variant.labelers, run.target, members, corpus.images, judged)
+    given = run.label_rule(part) != "none"
+    labeled = int(run.summary["scores"][variant.name]["predictions"][part]["labeled"]) if given else 0
+    return Tally(len(run.classnames), variant.labelers, run.target, members, labeled or corpus.images, labeled > 0)
 
 
 def _joined(run: FinishedRun, variant: Variant, part: str, corpus: Corpus) -> Iterator[tuple[Shard, Rows]]:
@@ -128,12 +132,17 @@ def _details(rows: Rows, chosen: set[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def _confusion_table(pairs: list[tuple[Any, ...]]) -> pa.Table:
+    rows = [dict(zip(schema.CONFUSION.names, pair, strict=True)) for pair in pairs]
+    return pa.Table.from_pylist(rows, schema=schema.CONFUSION)
+
+
 def _selected_table(selection: pa.Table, known: dict[str, dict[str, Any]]) -> pa.Table:
     gone = [i for i in selection["image_id"].to_pylist() if i not in known]
     if gone:
         raise JobError(
-            f"{len(gone)} selected images, {gone[0]!r} for example, are listed no more: the corpus has changed since "
-            f"this run ended. Finish the job that listed it anew, and its report will be made."
+            f"{len(gone)} selected images, {gone[0]!r} for example, are listed no more: this run was made by an older "
+            f"version, and the corpus was listed anew since. Run the job again, which makes what is missing."
         )
     rows = [{**row, **known[row["image_id"]]} for row in selection.to_pylist()]
     return pa.Table.from_pylist(rows, schema=schema.SELECTED)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from html import escape
 from typing import Any
 
 import numpy as np
 
 from upl_ray.corpus import Corpus
 from upl_ray.report.findings import Findings
-from upl_ray.report.thumbnails import COLUMNS, MAX_SPRITES, Sprite, Wanted, load_sprites
+from upl_ray.report.thumbnails import COLUMNS, Sprite, Wanted, limited, load_sprites
+
+# Bytes of a page [measured on 2,000 cards]; it shall stay below 10 MB, which mail and browsers take.
+PAGE_BYTES = 9_500_000
+OTHER_BYTES = 1_000_000  # figures, tables, style
+CARD_BYTES, NAMES_OF_CARD = 800, 4  # its markup, and how often it says the name of its class
+ROW_BYTES = 90  # of an image beside its id: numbers, and a frame
+TILE_BYTES = 160  # of the smallest thumbnail
+MOST_SPRITE_BYTES = 4_500_000
+MAX_CARDS = 4_000
 
 Rows = dict[int, list[dict[str, Any]]]  # class -> its selected images by rank
 
@@ -30,6 +41,7 @@ class Card:
     members_agree: float | None
     right: int | None  # selected images whose true label is the class, of `known`
     known: int
+    shown: bool = True  # on the page; the tables have all
     sprite: Sprite | None = None
     wrong: tuple[int, ...] = ()  # positions of tiles whose true label is another class
 
@@ -62,18 +74,35 @@ def by_class(found: Findings) -> Rows:
 def make_cards(found: list[Findings], names: tuple[str, ...], corpus: Corpus) -> tuple[list[Card], dict[str, Sprite]]:
     """Cards of every variant and class, those that need a look first, and the sprites of changed images by variant.
 
-    A page holds MAX_SPRITES pictures; where there are more classes, those that need a look least go without.
+    A page shows MAX_CARDS; where there are more classes, those that need a look least are in the tables only.
     """
     rows = {f.slug: by_class(f) for f in found}
     bare = [_card(f, c, name, rows[f.slug].get(c, [])) for f in found for c, name in enumerate(names)]
     order = {f.slug: i for i, f in enumerate(found)}
     bare.sort(key=lambda card: (order[card.variant], card.images, card.agreement, card.label))
+    fair = sorted(bare, key=lambda card: (card.images, card.agreement))[:MAX_CARDS]
     wanted: Wanted = {f"{f.slug} changed": _places(f.corpus["examples"]) for f in found}
-    fair = sorted(bare, key=lambda card: (card.images, card.agreement))[: MAX_SPRITES - len(wanted)]
     wanted |= {f"{c.variant} {c.label}": _places(rows[c.variant].get(c.label, [])) for c in fair}
-    sprites = load_sprites(corpus, {key: places for key, places in wanted.items() if places})
+    wanted, budget = _fitted({key: places for key, places in wanted.items() if places}, fair, names)
+    sprites = load_sprites(corpus, wanted, budget)
+    shown = {(c.variant, c.label) for c in fair}
+    bare = [replace(c, shown=(c.variant, c.label) in shown) for c in bare]
     cards = [_with_sprite(c, rows[c.variant].get(c.label, []), sprites.get(f"{c.variant} {c.label}")) for c in bare]
     return cards, {f.slug: sprites[f"{f.slug} changed"] for f in found if f"{f.slug} changed" in sprites}
+
+
+def _fitted(wanted: Wanted, cards: list[Card], names: tuple[str, ...]) -> tuple[Wanted, int]:
+    """As many tiles as a page can hold, and how many bytes are left for their pictures (base64 adds a third).
+
+    It depends on names and ids alone, so that a page that is made again finds its thumbnails in storage.
+    """
+    fixed = OTHER_BYTES + sum(len(json.dumps(name)) for name in names)
+    fixed += sum(CARD_BYTES + NAMES_OF_CARD * len(escape(c.classname).encode()) for c in cards)
+    ids = [len(json.dumps(image_id)) for of in wanted.values() for _, image_id in of]
+    row = ROW_BYTES + sum(ids) / max(len(ids), 1)
+    wanted = limited(wanted, int((PAGE_BYTES - fixed) / (row + TILE_BYTES)))
+    left = PAGE_BYTES - fixed - row * sum(map(len, wanted.values()))
+    return wanted, max(min(MOST_SPRITE_BYTES, int(left * 3 / 4)), 0)
 
 
 def _places(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:

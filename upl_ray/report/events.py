@@ -19,12 +19,14 @@ from tensorboardX.summary import hparams
 from upl_ray.report.findings import Findings, mean_confidence, zero_shot_accuracy
 from upl_ray.report.finished import FinishedRun, fields, manifest_of
 
+# TensorBoard draws all `tfevents` files of a folder as one curve: a later training has to replace its own.
+FILE = "events.out.tfevents.upl"
 FILE_VERSION = "brain.Event:2"  # TensorBoard looks for it in the first record
 MASK_DELTA = 0xA282EAD8  # of TFRecord's masked checksums
 
 
 def write_events(run: FinishedRun, folder: str, found: list[Findings]) -> None:
-    """An event file of each member, and one of each variant, under the time at which its training ended.
+    """An event file of each member, and one of each variant; its events have the time at which training ended.
 
     A member's has loss and learning rate by epoch; a variant's has every parameter and the final figures, which
     TensorBoard's HPARAMS page lays side by side for all runs below its folder.
@@ -32,16 +34,15 @@ def write_events(run: FinishedRun, folder: str, found: list[Findings]) -> None:
     for f in found:
         history = f.variant.members.read_table("history.parquet")
         ended = datetime.fromisoformat(manifest_of(f.variant.members)["provenance"]["time"]).timestamp()
-        name = f"events.out.tfevents.{int(ended)}.upl"
         for member in sorted(set(history["member"].to_pylist())):
             rows = history.filter(pa.compute.equal(history["member"], member)).sort_by("epoch").to_pylist()
             curves = [_scalars(r["epoch"], {"loss": r["loss"], "lr": r["lr"]}) for r in rows]
-            run.store.write(f"{folder}/{f.slug}/member-{member:02d}/{name}", event_file(curves, ended))
+            run.store.write(f"{folder}/{f.slug}/member-{member:02d}/{FILE}", event_file(curves, ended))
         figures = final_figures(f)
         parameters = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fields(run.config)}
         named = {"run": run.store.uri, "variant": f.variant.name}
         about = [(0, summary) for summary in hparams(named | parameters, figures)]
-        run.store.write(f"{folder}/{f.slug}/{name}", event_file([*about, _scalars(0, figures)], ended))
+        run.store.write(f"{folder}/{f.slug}/{FILE}", event_file([*about, _scalars(0, figures)], ended))
 
 
 def final_figures(f: Findings) -> dict[str, float]:

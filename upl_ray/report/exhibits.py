@@ -20,7 +20,7 @@ def all_exhibits(found: list[Findings], names: tuple[str, ...], top_k: int) -> I
     for f in found:
         yield "observations", observations.imbalance(f, names, top_k)
     yield from (
-        ("members", e) for e in (outcomes.training(found), outcomes.members(found), outcomes.ensemble_gain(found))
+        ("members", e) for e in (outcomes.training(found), outcomes.members(found), outcomes.ensemble_gain(found)) if e
     )
     for f in found:
         yield from (("changes", e) for e in (outcomes.changes(f, names), outcomes.confusion(f, names)) if e)

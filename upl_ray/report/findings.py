@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from upl_ray.metrics import paired_difference, wilson
 from upl_ray.report.analysis import analyse
@@ -24,6 +26,7 @@ class Findings:
     variant: Variant
     parts: dict[str, Any]  # `corpus`, `scored`: results of `tally.Tally`
     selected: list[dict[str, Any]]  # rows of `schema.SELECTED`
+    confusion: list[tuple[int, int, int]]  # of the judged part: true class, what the ensemble says, images
     losses: npt.NDArray[np.float64]  # [S, E]
     words: dict[str, Any]  # manifest of the nearest words; empty if nobody looked for them
     scores: dict[str, Any]  # the variant's part of run.json
@@ -46,7 +49,7 @@ class Findings:
     @property
     def judged_part(self) -> str | None:
         """The images that accuracies are best told on: held-out ones, or else the corpus; None without labels."""
-        return next((p for p in ("scored", "corpus") if p in self.parts and self.parts[p]["labeled"]), None)
+        return judged_part(self.parts)
 
     @property
     def shown_part(self) -> str:
@@ -58,7 +61,7 @@ def gather(run: FinishedRun) -> list[Findings]:
     """Everything about each variant of a run, the exported one first."""
     found, recipe = [], run.config["train"]
     for variant in run.variants:
-        parts, selected = analyse(run, variant)
+        parts, selected, confusion = analyse(run, variant)
         history = variant.members.read_table("history.parquet")
         losses = history.sort_by([("member", "ascending"), ("epoch", "ascending")])["loss"].to_numpy()
         found.append(
@@ -66,12 +69,25 @@ def gather(run: FinishedRun) -> list[Findings]:
                 variant,
                 parts,
                 selected.to_pylist(),
+                _pairs(confusion, judged_part(parts)),
                 losses.astype(np.float64).reshape(-1, recipe["epochs"])[: recipe["members"]],
                 word_artifact(variant.classifier).manifest() or {},
                 run.summary["scores"][variant.name],
             )
         )
     return found
+
+
+def judged_part(parts: dict[str, Any]) -> str | None:
+    """See `Findings.judged_part`."""
+    return next((p for p in ("scored", "corpus") if p in parts and parts[p]["labeled"]), None)
+
+
+def _pairs(confusion: pa.Table, part: str | None) -> list[tuple[int, int, int]]:
+    """Rows of `schema.CONFUSION` of one part."""
+    rows = confusion.filter(pc.field("part") == part) if part else confusion.slice(0, 0)
+    columns = (rows[name].to_pylist() for name in ("true", "predicted", "images"))
+    return list(zip(*columns, strict=True))
 
 
 def estimate(label: str, right: int, n: int) -> Estimate:
@@ -126,6 +142,6 @@ def zero_shot_accuracy(f: Findings, part: str) -> float:
 
 
 def mean_confidence(f: Findings, part: str, who: str) -> float:
-    """Mean confidence of `fused` or `ensemble` [0-1]."""
+    """Mean confidence of `fused`, `ensemble` or `target`, the target's own zero-shot [0-1]."""
     images, confidence, _ = np.array(f.parts[part]["bins"][who]).sum(axis=0)
     return float(confidence / max(images, 1))

@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from upl_ray.artifacts import Artifact, Store, fingerprint
-from upl_ray.config import ConfigError
+from upl_ray.config import ConfigError, JobError
 from upl_ray.corpus import Corpus, Shard, read_corpus
 from upl_ray.integrity import Damaged
+from upl_ray.snapshot import read_snapshot
 
 WORDS_VERSION = 1  # raise when the same classifier gives other words
 TITLES = {"upl*": "UPL*", "upl": "UPL"}
@@ -45,9 +46,21 @@ class Variant:
         """States of the shards that have both pseudo-labels and predictions; listed once: listings cost."""
         return self.pseudo.committed() & self.predictions.committed()
 
-    def shards(self, corpus: Corpus) -> list[Shard]:
-        """The shards of a corpus that the run has worked on; what was listed later is left out."""
-        return [s for s in corpus.shards if s.state in self.done]
+    def shards(self, corpus: Corpus) -> tuple[Shard, ...]:
+        """The shards of a corpus of the run.
+
+        Raises:
+            JobError: for some there are no pseudo-labels or predictions.
+        """
+        missing = [s for s in corpus.shards if s.state not in self.done]
+        if missing:
+            raise JobError(
+                f"{len(missing)} of {len(corpus.shards)} shards of {corpus.name} have no pseudo-labels or no "
+                f"predictions, {missing[0].state} for example: files were taken away since this run ended, or it was "
+                f"made by an older version and the corpus was listed anew. Run the job again, which makes what is "
+                f"missing."
+            )
+        return corpus.shards
 
 
 @dataclass(frozen=True)
@@ -87,19 +100,31 @@ class FinishedRun:
 
     @cached_property
     def corpora(self) -> dict[str, Corpus]:
-        """The corpus, and the held-out images if there are any: `corpus`, `scored`."""
+        """The corpus, and the held-out images if there are any, as they were in the run: `corpus`, `scored`."""
         folders: dict[str, str] = self.summary["artifacts"]["corpora"]
-        return {part: read_corpus(_artifact(self.store, folder)) for part, folder in folders.items()}
+        kept = {part: _artifact(self.store, folder) for part, folder in folders.items()}
+        # A run of an older version names the corpus itself, which is as it was listed last.
+        return {part: read_corpus(a) if a.step == "corpus" else read_snapshot(a) for part, a in kept.items()}
+
+    @cached_property
+    def rejected(self) -> Artifact:
+        """The artifact whose `rejected.parquet` names the images that the run could not read."""
+        kept = self.corpora["corpus"].artifact
+        return self.variants[0].predictions if kept.step == "corpus" else kept
+
+    def _source(self, part: str) -> dict[str, Any]:
+        """What was read as `corpus` or `scored`; a data set's is not in the configuration."""
+        return dict(self.summary.get("sources", self.config)[part])
 
     @property
     def addresses(self) -> str:
-        """Where the corpus lies, as the configuration says it."""
-        uri = self.config["corpus"]["uri"]
+        """Where the corpus lies."""
+        uri = self._source("corpus")["uri"]
         return uri if isinstance(uri, str) else ", ".join(uri)
 
     def label_rule(self, part: str) -> str:
         """Where true labels of a corpus come from; `none` if there are none."""
-        return str(self.config[part]["labels"])
+        return str(self._source(part)["labels"])
 
 
 def open_run(uri: str) -> FinishedRun:

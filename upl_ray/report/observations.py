@@ -6,6 +6,7 @@ Shapes: C classes.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from upl_ray.report import charts
 from upl_ray.report.exhibit import Exhibit, share
@@ -60,29 +61,30 @@ def labeler_agreement(found: list[Findings]) -> Exhibit | None:
 
 
 def confidence_accuracy(f: Findings, names: tuple[str, ...]) -> Exhibit:
-    """Mean confidence of each class' pseudo-labels against their accuracy, or how stable they are."""
+    """Mean confidence of each class' pseudo-labels against their accuracy (labeled images), or how stable they are."""
     numbers = f.corpus
-    images = np.maximum(numbers["predicted"]["fused"], 1)
-    x = np.where(np.array(numbers["predicted"]["fused"]) > 0, np.array(numbers["class_confidence"]) / images, np.nan)
-    if numbers["labeled"]:
-        known = np.array(numbers["known"]["fused"])
-        y = np.where(known > 0, np.array(numbers["right"]["fused"]) / np.maximum(known, 1), np.nan)
+    images, known = np.array(numbers["predicted"]["fused"]), np.array(numbers["known"]["fused"])
+    if numbers["labeled"]:  # confidence and accuracy of the same images
+        x = _ratio(numbers["class_confidence_labeled"], known)
+        y = _ratio(numbers["right"]["fused"], known)
         ylabel, what = "accuracy of its pseudo-labels", "accuracy"
         caption = (
             "One point a class. If confidence said how right a class is, all would lie on the dashed line. Look for "
             "classes far below it: a threshold on confidence would let their wrong labels in (the paper's figure 4)."
         )
     else:
-        y = np.where(np.isfinite(x), np.array(numbers["class_kept"]) / images, np.nan)
+        x = _ratio(numbers["class_confidence"], images)
+        y = _ratio(numbers["class_kept"], images)
         ylabel, what = "kept by the ensemble", "kept"
         caption = (
             "One point a class; no labels, so no accuracy. Look for classes of high confidence whose images the "
             "ensemble moves elsewhere: confidence and stability disagree there."
         )
     figure = charts.cloud(x, y, names, "mean confidence of a class", ylabel)
-    rows = [[names[c], numbers["predicted"]["fused"][c], _number(x[c]), _number(y[c])] for c in range(len(names))]
+    rows = [[n, *map(int, (images[c], known[c])), _number(x[c]), _number(y[c])] for c, n in enumerate(names)]
     title = f"{f.title}: confidence and {'accuracy' if numbers['labeled'] else 'stability'} of pseudo-labels"
-    return Exhibit(f"confidence-{f.slug}", title, caption, figure, ["class", "images", "confidence", what], rows)
+    header = ["class", "images", "labeled", "confidence", what]
+    return Exhibit(f"confidence-{f.slug}", title, caption, figure, header, rows)
 
 
 def imbalance(f: Findings, names: tuple[str, ...], top_k: int) -> Exhibit:
@@ -102,6 +104,11 @@ def imbalance(f: Findings, names: tuple[str, ...], top_k: int) -> Exhibit:
     rows = [[names[c], above[c], chosen[c]] for c in range(len(names))]
     title = f"{f.title}: balance of the selection"
     return Exhibit(f"imbalance-{f.slug}", title, caption, figure, ["class", *series], rows)
+
+
+def _ratio(sums: list[float], n: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """A mean of each class [C]; NaN where there is no image."""
+    return np.where(n > 0, np.array(sums) / np.maximum(n, 1), np.nan)
 
 
 def _number(value: float) -> float | None:

@@ -6,11 +6,12 @@ import numpy as np
 
 from upl_ray.metrics import calibration_error
 from upl_ray.report import charts
-from upl_ray.report.exhibit import NAMES_OF_PARTS, Exhibit, of_part
+from upl_ray.report.exhibit import NAMES_OF_PARTS, Exhibit, Row, of_part
 from upl_ray.report.findings import Findings, accuracies, agreements, zero_shot_accuracy
 
 MATRIX = 20  # classes up to which all pairs are drawn
 BARS = 14  # most frequent pairs that are drawn
+MISTAKES = 200  # that stand in the figure's table; all lie in a table of their own
 
 
 def results(found: list[Findings]) -> Exhibit:
@@ -72,14 +73,16 @@ def members(found: list[Findings]) -> Exhibit:
     return Exhibit("members", "Spread of the members", caption, figure, ["variant", "member", what], rows)
 
 
-def ensemble_gain(found: list[Findings]) -> Exhibit:
-    """Votes of few and of many members."""
+def ensemble_gain(found: list[Findings]) -> Exhibit | None:
+    """Votes of few and of many members; None if chance left no image in the sample."""
     part, judged = found[0].shown_part, found[0].judged_part is not None
     curves, rows, images = {}, [], found[0].parts[part]["votes"]["images"]
+    if not images:
+        return None
     for f in found:
         counts = f.parts[part]["votes"]
-        values = np.array(counts["right"]) / max(counts["images"], 1)  # [orders, S]
-        curves[f.title] = (values, counts["ensemble"] / max(counts["images"], 1) if judged else float("nan"))
+        values = np.array(counts["right"]) / images  # [orders, S]
+        curves[f.title] = (values, counts["ensemble"] / images if judged else float("nan"))
         rows += [[f.title, n + 1, float(c.mean()), float(c.min()), float(c.max())] for n, c in enumerate(values.T)]
     what = "accuracy" if judged else "agreement with the ensemble"
     caption = (
@@ -96,19 +99,19 @@ def confusion(f: Findings, names: tuple[str, ...]) -> Exhibit | None:
     part = f.judged_part
     if part is None:
         return None
-    numbers = f.parts[part]
-    rows = [[names[a], names[b], n] for a, b, n in numbers["confusions"] or ()]
+    mistakes = sorted((-n, a, b) for a, b, n in f.confusion if a != b)[:MISTAKES]
+    rows: list[Row] = [[names[a], names[b], -n] for n, a, b in mistakes]
     if len(names) <= MATRIX:
-        table = np.array(numbers["confusion"], np.float64)
+        table = np.zeros((len(names), len(names)))
+        for a, b, n in f.confusion:
+            table[a, b] = n
         shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
         figure = charts.heat(shares, names, names, "share of the images of a class (rows: true, columns: said)", False)
         caption = "Look for bright squares beside the diagonal: pairs that the ensemble mixes up."
-    elif numbers["confusions"] is None:
-        return None
     else:
         figure = charts.pairs([(f"{a} → {b}", n) for a, b, n in rows[:BARS]], "images")
         caption = f"The {min(BARS, len(rows))} most frequent mistakes, true class → what the ensemble says."
-    caption += f" On {of_part(part, numbers['labeled'])}."
+    caption += f" On {of_part(part, f.parts[part]['labeled'])}."
     title = f"{f.title}: what the ensemble confuses"
     return Exhibit(f"confusion-{f.slug}", title, caption, figure, ["true", "said", "images"], rows)
 

@@ -27,10 +27,11 @@ from upl_ray.report.html import render
 from upl_ray.report.tables import all_tables, rejected_images
 from upl_ray.report.thumbnails import Sprite
 from upl_ray.report.verdict import facts, provenance_rows, sentences, step_rows
+from upl_ray.snapshot import REJECTED
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # raise when the same run gives another report
+VERSION = 3  # raise when the same run gives another report
 FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"
 TABLE_ROWS = 40  # of a table on the page; the whole one lies beside it
@@ -122,15 +123,17 @@ def _context(
         "found": found,
         "sentences": sentences(run, found),
         "facts": facts(run, found),
-        "cards": cards,
+        "cards": [c for c in cards if c.shown],
+        "hidden": sum(not c.shown for c in cards),
         "changed": changed,
         "exhibits": shown,
         "steps": step_rows(run),
         "provenance": provenance_rows(run),
         "rejected": rejected[:REJECTED_ROWS],
         "n_rejected": len(rejected),
-        "rejected_file": run.variants[0].predictions.name("rejected.parquet"),
+        "rejected_file": run.rejected.name(REJECTED),
         "images": image_rows(found, cards),
         "judged": found[0].judged_part is not None,
+        "labeled": found[0].corpus["labeled"] > 0,  # the corpus itself, which the cards are about
         "top_k": int(run.config["label"]["top_k"]),
     }

@@ -8,6 +8,7 @@ from typing import Any
 from upl_ray.report.cards import Card
 from upl_ray.report.findings import Findings
 from upl_ray.report.finished import FinishedRun
+from upl_ray.snapshot import REJECTED
 
 Table = tuple[list[str], list[list[Any]]]  # header, rows
 CLASSES = ["class", "classname", "selected", "pseudo_labels", "labelers_agree", "members_agree", "right", "labeled"]
@@ -20,18 +21,33 @@ def all_tables(
 ) -> Iterator[tuple[str, list[str], list[Any]]]:
     """Name, header and rows of each table."""
     for f in found:
-        yield f"classes-{f.slug}", *classes(f, cards)
+        yield f"classes-{f.slug}", *classes(f, cards, run.target)
         yield f"selected-{f.slug}", *selected(f, run.classnames)
         yield f"changed-{f.slug}", CHANGED, [[e[field] for field in CHANGED] for e in f.corpus["examples"]]
+        if f.judged_part:
+            yield f"confusion-matrix-{f.slug}", *confusion_matrix(f, run.classnames)
     yield "rejected", *rejected_images(run)
 
 
-def classes(f: Findings, cards: list[Card]) -> Table:
-    """What is known of each class, in the order of indices."""
+def classes(f: Findings, cards: list[Card], target: str) -> Table:
+    """What is known of each class, in the order of indices; of each labeled part also images and accuracies [0-1]."""
     mine = sorted((c for c in cards if c.variant == f.slug), key=lambda c: c.label)
-    return CLASSES, [
+    rows: list[list[Any]] = [
         [c.label, c.classname, c.images, c.predicted, c.labelers_agree, c.members_agree, c.right, c.known] for c in mine
     ]
+    header = list(CLASSES)
+    for part in (p for p in f.parts if f.parts[p]["labeled"]):
+        header += [f"{part}_images", f"{part}_zero_shot_accuracy", f"{part}_ensemble_accuracy"]
+        images, right = f.parts[part]["true"], f.parts[part]["right"]
+        for row, n, *correct in zip(rows, images, right[f"labeler {target}"], right["ensemble"], strict=True):
+            row += [n, *(x / n if n else None for x in correct)]
+    return header, rows
+
+
+def confusion_matrix(f: Findings, names: tuple[str, ...]) -> Table:
+    """Every pair of true class and what the ensemble says that occurs among the judged images; the right ones, too."""
+    header = ["true", "predicted", "images", "true_classname", "predicted_classname"]
+    return header, [[a, b, n, names[a], names[b]] for a, b, n in f.confusion]
 
 
 def selected(f: Findings, names: tuple[str, ...]) -> Table:
@@ -42,5 +58,5 @@ def selected(f: Findings, names: tuple[str, ...]) -> Table:
 
 def rejected_images(run: FinishedRun) -> Table:
     """Images that could not be read, and why."""
-    rows = run.variants[0].predictions.read_table("rejected.parquet").to_pylist()
+    rows = run.rejected.read_table(REJECTED).to_pylist()
     return ["image_id", "reason"], [[r["image_id"], r["reason"]] for r in rows]

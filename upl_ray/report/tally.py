@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,10 @@ from upl_ray import metrics
 Labels = metrics.Labels
 Counts = npt.NDArray[np.int64]
 
-DENSE_CLASSES = 2000  # up to which every pair of classes is counted: two tables of 32 MB
-PAIRS = 200  # most frequent confusions and changes that are kept
+DENSE_CLASSES = 2000  # up to which changes are counted by pairs of classes: a table of 32 MB
+PAIRS = 200  # most frequent changes that are kept
 EXAMPLES = 48  # most confident images whose label has changed
-VOTE_IMAGES = 20_000  # images on which votes of few members are counted; their share of a larger corpus is a sample
+VOTE_IMAGES = 20_000  # images on which votes of few members are counted; of more, a sample of about as many
 ORDERS = 8  # random orders in which members are added
 
 
@@ -57,12 +58,12 @@ class Tally:
         labelers: names of the B labelers, in the order of columns.
         target: which of them prompts were learned for.
         n_members: S.
-        images: size of the corpus, which decides how many of them vote.
+        votable: how many images the sample for votes is drawn from: the labeled ones if `judged`, or else all.
         judged: whether votes are held against true labels, or else against the ensemble.
     """
 
     def __init__(
-        self, n_classes: int, labelers: tuple[str, ...], target: str, n_members: int, images: int, judged: bool
+        self, n_classes: int, labelers: tuple[str, ...], target: str, n_members: int, votable: int, judged: bool
     ) -> None:
         self.c, self.labelers, self.target, self.judged = n_classes, labelers, labelers.index(target), judged
         predictors = ("fused", "ensemble", *(f"labeler {name}" for name in labelers))
@@ -72,18 +73,18 @@ class Tally:
         self.right = {p: self._zeros() for p in predictors}
         self.known = {p: self._zeros() for p in predictors}  # predicted images of a class that have a true label
         self.class_confidence = np.zeros(n_classes)  # sums over images by pseudo-label
+        self.class_confidence_labeled = np.zeros(n_classes)  # of those that have a true label
         self.class_agreement = np.zeros(n_classes)
         self.class_kept = self._zeros()  # images by pseudo-label whose label the ensemble keeps
-        self.bins = {p: np.zeros((metrics.BINS, 3)) for p in ("fused", "ensemble")}
-        self.bins_labeled = {p: np.zeros((metrics.BINS, 3)) for p in ("fused", "ensemble")}
+        self.bins = {p: np.zeros((metrics.BINS, 3)) for p in ("fused", "ensemble", "target")}
+        self.bins_labeled = {p: np.zeros((metrics.BINS, 3)) for p in self.bins}
         self.members_right, self.members_agree = self._zeros(n_members), self._zeros(n_members)
         self.pairs_agree = np.zeros((len(labelers) + 1,) * 2, np.int64)  # labelers and, last, their fusion
         self.change = dict.fromkeys(("changed", "labeled", "corrected", "broken", "still wrong"), 0)
-        dense = n_classes <= DENSE_CLASSES
-        self.confusion = np.zeros((n_classes, n_classes), np.int64) if dense else None
-        self.moves = np.zeros((n_classes, n_classes), np.int64) if dense else None
+        self.confusion: Counter[int] = Counter()  # labeled images by C * true class + the ensemble's
+        self.moves = np.zeros((n_classes, n_classes), np.int64) if n_classes <= DENSE_CLASSES else None
         self.examples: list[tuple[float, str, dict[str, Any]]] = []
-        self.vote_share = min(1.0, VOTE_IMAGES / max(images, 1))
+        self.vote_share = min(1.0, VOTE_IMAGES / max(votable, 1))
         self.orders = [np.random.default_rng(seed).permutation(n_members) for seed in range(ORDERS)]
         self.vote_images, self.vote_ensemble = 0, 0
         self.vote_right = np.zeros((ORDERS, n_members), np.int64)
@@ -115,9 +116,14 @@ class Tally:
     def _add_confidence(self, rows: Rows, known: npt.NDArray[np.bool_]) -> None:
         agreement = (rows.own == rows.fused[:, None]).mean(axis=1)
         self.class_confidence += np.bincount(rows.fused, rows.confidence, self.c)
+        self.class_confidence_labeled += np.bincount(rows.fused[known], rows.confidence[known], self.c)
         self.class_agreement += np.bincount(rows.fused, agreement, self.c)
         self.class_kept += self._count(rows.fused[rows.fused == rows.label])
-        said = {"fused": (rows.fused, rows.confidence), "ensemble": (rows.label, rows.label_confidence)}
+        said = {
+            "fused": (rows.fused, rows.confidence),
+            "ensemble": (rows.label, rows.label_confidence),
+            "target": (rows.own[:, self.target], rows.own_confidence[:, self.target]),
+        }
         for name, (labels, confidence) in said.items():
             right = labels == rows.true
             self.bins[name] += metrics.reliability(confidence, right)
@@ -128,8 +134,9 @@ class Tally:
         self.members_agree += (rows.members == rows.label[:, None]).sum(axis=0)
         everyone = np.concatenate([rows.own, rows.fused[:, None]], axis=1)
         self.pairs_agree += (everyone[:, :, None] == everyone[:, None, :]).sum(axis=0)
-        if self.confusion is not None:
-            np.add.at(self.confusion, (rows.true[known], rows.label[known]), 1)
+        pairs, counts = np.unique(rows.true[known] * self.c + rows.label[known], return_counts=True)
+        for pair, n in zip(pairs.tolist(), counts.tolist(), strict=True):
+            self.confusion[pair] += n
 
     def _add_change(self, rows: Rows, known: npt.NDArray[np.bool_], shard: str) -> None:
         """Images that the target's zero-shot and the ensemble classify differently."""
@@ -179,14 +186,14 @@ class Tally:
                 for field in ("predicted", "right", "known", "bins", "bins_labeled")
             },
             "class_confidence": self.class_confidence.tolist(),
+            "class_confidence_labeled": self.class_confidence_labeled.tolist(),
             "class_agreement": self.class_agreement.tolist(),
             "class_kept": self.class_kept.tolist(),
             "members_right": self.members_right.tolist(),
             "members_agree": self.members_agree.tolist(),
             "pairs_agree": self.pairs_agree.tolist(),
             "change": self.change,
-            "confusions": _top_pairs(self.confusion),
-            "confusion": self.confusion.tolist() if self.confusion is not None and self.c <= 40 else None,
+            "confusion": [[*divmod(pair, self.c), n] for pair, n in sorted(self.confusion.items())],
             "moves": _top_pairs(self.moves),
             "examples": [e for _, _, e in self.examples],
             "votes": {"images": self.vote_images, "ensemble": self.vote_ensemble, "right": self.vote_right.tolist()},

@@ -25,10 +25,8 @@ from upl_ray.reading import read_images
 from upl_ray.report.read_ahead import read_ahead
 
 VERSION = 1  # raise when the same images give other sprites
-BUDGET = 4_500_000  # bytes of all sprites of a page, which base64 makes a third larger; the page shall stay below 10 MB
 COLUMNS = 8  # tiles in a row of a sprite
 MAX_TILES = 16_000  # of a page: 1,000 classes of 16 images
-MAX_SPRITES = 4_000
 MAX_TILES_OF_SPRITE = 64
 IMAGES_PER_TASK = 64  # whose bytes are held together
 SIZES = ((2_000, 96), (8_000, 64), (MAX_TILES, 48))  # up to so many tiles, tiles of so many pixels
@@ -68,32 +66,34 @@ class Sprite:
         return min(self.tiles, COLUMNS)
 
 
-def load_sprites(corpus: Corpus, wanted: Wanted) -> dict[str, Sprite]:
+def load_sprites(corpus: Corpus, wanted: Wanted, budget: int) -> dict[str, Sprite]:
     """The sprites that storage holds, or else new ones, which are stored unless the corpus could not be reached.
 
-    Where there are more than a page can hold, the first sprites and the first tiles of each are made.
+    Args:
+        corpus: where the images are.
+        wanted: what to show.
+        budget: bytes of all sprites; tiles are as large and good as it allows.
     """
-    wanted = _limited(wanted)
     store = corpus.artifact.store
-    artifact = Artifact(store, "thumbnails", fingerprint({"version": VERSION, "wanted": wanted}))
+    artifact = Artifact(store, "thumbnails", fingerprint({"version": VERSION, "wanted": wanted, "budget": budget}))
     if artifact.manifest() is not None:
         return _read(artifact)
     tiles, reached = _tiles(corpus, wanted)
     sprites = {
         key: Sprite(webp, len(tiles_of), size, {i: t for i, t in enumerate(tiles_of) if isinstance(t, str)})
-        for key, tiles_of, webp, size in _within_budget({k: [tiles[i] for _, i in of] for k, of in wanted.items()})
+        for key, tiles_of, webp, size in within({k: [tiles[i] for _, i in of] for k, of in wanted.items()}, budget)
     }
     if reached:
         _write(artifact, sprites)
     return sprites
 
 
-def _limited(wanted: Wanted) -> Wanted:
-    kept = dict(itertools.islice(wanted.items(), MAX_SPRITES))
-    longest = min(MAX_TILES_OF_SPRITE, max((len(of) for of in kept.values()), default=0))
-    while longest > 1 and sum(min(len(of), longest) for of in kept.values()) > MAX_TILES:
+def limited(wanted: Wanted, most: int) -> Wanted:
+    """The first tiles of each sprite, at most so many in all, but one each."""
+    longest = min(MAX_TILES_OF_SPRITE, max((len(of) for of in wanted.values()), default=0))
+    while longest > 1 and sum(min(len(of), longest) for of in wanted.values()) > min(most, MAX_TILES):
         longest -= 1
-    return {key: of[:longest] for key, of in kept.items()}
+    return {key: of[:longest] for key, of in wanted.items()}
 
 
 def _read(artifact: Artifact) -> dict[str, Sprite]:
@@ -162,8 +162,8 @@ def make_tile(data: bytes | str, size: int) -> Tile:
         return f"cannot be shown: {_first_line(error)}"
 
 
-def _within_budget(tiles: dict[str, list[Tile]]) -> Iterator[tuple[str, list[Tile], bytes, int]]:
-    """Encode all sprites at the best size and quality at which they stay within BUDGET: (key, tiles, WebP, size)."""
+def within(tiles: dict[str, list[Tile]], budget: int) -> Iterator[tuple[str, list[Tile], bytes, int]]:
+    """Encode all sprites at the best size and quality that keep to `budget` [bytes]: (key, tiles, WebP, size)."""
     keys = [key for key, of in tiles.items() if of]
     sample = keys[:: max(1, len(keys) // SAMPLE)]
     largest = max((t.shape[0] for of in tiles.values() for t in of if not isinstance(t, str)), default=48)
@@ -171,10 +171,10 @@ def _within_budget(tiles: dict[str, list[Tile]]) -> Iterator[tuple[str, list[Til
     for size, quality in attempts:
         last = (size, quality) == attempts[-1]
         estimate = sum(len(encode(tiles[k], size, quality)) for k in sample) * len(keys) / max(len(sample), 1)
-        if estimate > BUDGET and not last:
+        if estimate > budget and not last:
             continue
         encoded = {k: encode(tiles[k], size, quality) for k in keys}
-        if sum(map(len, encoded.values())) <= BUDGET or last:
+        if sum(map(len, encoded.values())) <= budget or last:
             yield from ((k, tiles[k], webp, size) for k, webp in encoded.items())
             return
 

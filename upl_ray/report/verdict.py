@@ -66,7 +66,7 @@ def _without_labels(run: FinishedRun, f: Findings) -> str:
         f"{f.title} gives {share(numbers['change']['changed'] / n)} of {numbers['images']:,} images another label than "
         f"the zero-shot prompt of {run.target}. Its members agree with their ensemble on {share(agree)}; its mean "
         f"confidence is {share(mean_confidence(f, 'corpus', 'ensemble'))}, that of zero-shot "
-        f"{share(mean_confidence(f, 'corpus', 'fused'))}."
+        f"{share(mean_confidence(f, 'corpus', 'target'))}."
     )
 
 
@@ -102,6 +102,8 @@ def step_rows(run: FinishedRun) -> list[tuple[str, str, str, str]]:
         for step, name in STEPS.items():
             folder = getattr(variant, step).folder
             rows.append((f"{variant.title}: {name}", took(folder), folder, _time(run, folder)))
+        if manifest_of(variant.predictions)["shards"] != [s.state for s in run.corpora["corpus"].shards]:
+            rows[-1] = (*rows[-1][:3], "has grown since")
     return rows
 
 
@@ -111,8 +113,8 @@ def _time(run: FinishedRun, folder: str) -> str:
 
 
 def provenance_rows(run: FinishedRun) -> dict[str, Any]:
-    """How to make the same again."""
-    about = manifest_of(run.variants[0].predictions)["provenance"]
+    """How to make the same again. The predictions' manifest would tell of the nightly job, which lets them grow."""
+    about = manifest_of(run.variants[0].classifier)["provenance"]
     return {
         "command": shlex.join(["python", *about["command"]]),
         "python": about["python"],

@@ -45,12 +45,12 @@
         row.append(cell);
       }
     };
-    const truth = data.judged ? ["true class"] : [];
+    const truth = data.labeled ? ["true class"] : [];
     line(table.createTHead(), "th", ["#", "image", ...truth, "confidence", "backbones", "members"]);
     const body = table.createTBody();
     rows.forEach(([id, confidence, labelers, members, label], i) => {
       const name = label === null ? "–" : data.names[label] + (label === Number(card.dataset.label) ? "" : " ✗");
-      const known = data.judged ? [name] : [];
+      const known = data.labeled ? [name] : [];
       line(body, "td", [i + 1, id, ...known, percent(confidence), percent(labelers), percent(members)]);
     });
     const scroll = document.createElement("div");
