@@ -24,6 +24,7 @@ import ray.train
 import torch
 from ray import tune
 from ray.train.torch import TorchTrainer
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -89,6 +90,8 @@ def train_members(task: Task, todo: list[int]) -> Artifact:
 def _run_trials(task: Task, groups: list[list[int]]) -> None:
     resources = task.resources
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output prints tables even when verbose is 0
+    # Ray Tune would copy them from here into the trials' command lines and Ray's logs; every node has its own.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {v for v in class_cache.ENV_VARS_TO_PROPAGATE if v.startswith("AWS_")}
     own = (
         {"cpu": TRIAL_DRIVER_CPU}
         if task.compute.workers_per_trial > 1
