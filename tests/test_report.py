@@ -280,7 +280,7 @@ def own_confidence(store: Store) -> float:
 
 def labels_of_few(store: Store, run: SyntheticRun, few: set[str]) -> None:
     """Take the true labels of all images but a few out of the listings, as a manifest with gaps would have them."""
-    summary = store.read_json("run.json")
+    summary = store.read_sealed("run.json")
     corpus = read_snapshot(Artifact(store, *summary["artifacts"]["corpora"]["corpus"].split("-")))
     shards = []
     for shard in corpus.shards:
@@ -292,7 +292,7 @@ def labels_of_few(store: Store, run: SyntheticRun, few: set[str]) -> None:
     summary["artifacts"]["corpora"]["corpus"] = kept.folder
     for scores in summary["scores"].values():
         scores["predictions"]["corpus"]["labeled"] = len(few)
-    store.write_json("run.json", summary)
+    store.write_sealed("run.json", summary)
 
 
 def test_of_a_few_labeled_images_all_vote_and_confidence_is_held_against_their_own(
@@ -437,11 +437,11 @@ def test_a_run_of_an_older_version_whose_corpus_was_listed_anew_is_told_in_one_s
     write_images(tmp_path / "images", ("a", "b"), FILE_NAMES)
     run = SyntheticRun(tmp_path / "run", tmp_path / "images", ("a", "b"), ("upl",))
     store = run.write()
-    summary = store.read_json("run.json")
+    summary = store.read_sealed("run.json")
     corpus = list_corpus(store, run.config().corpus, run.shard_size).artifact.folder
     summary["artifacts"]["corpora"] = {"corpus": corpus}
     del summary["sources"]
-    store.write_json("run.json", summary)
+    store.write_sealed("run.json", summary)
     write_report(store)
     accuracy = store.read_json("report/tables/accuracy.json")
     assert "an image whose true label" in page_of(store)
