@@ -144,9 +144,8 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write the value out", mark)
         if len(self.place) > DEEPEST:
             raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} brackets or sections are nested", mark)
-        name = (
-            index.value if isinstance(index, yaml.ScalarNode) else index
-        )  # a field, a place in a list, None for a key
+        # A field, a place in a list, or None for a key.
+        name = index.value if isinstance(index, yaml.ScalarNode) else index
         self.place.append("" if name is None else str(name))
         node: Any = super().compose_node(parent, index)
         node.field = ".".join(n for n in self.place if n)
@@ -169,11 +168,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, wrong.removeprefix(": "), node.start_mark)
         try:
             return super().construct_object(node, deep)
-        except (
-            ValueError,
-            LookupError,
-            ArithmeticError,
-        ):  # of Python's int() and float(), and of PyYAML's table of bool
+        except (ValueError, LookupError, ArithmeticError):  # of int() and float(), and of PyYAML's table of bool
             wrong += "and is none; mend it, or put text in quotes"
             raise yaml.constructor.ConstructorError(None, None, wrong.removeprefix(": "), node.start_mark) from None
 

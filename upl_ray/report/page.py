@@ -74,12 +74,11 @@ def write_report(store: Store, again: bool = False, every_label: bool = False) -
 
 def _made(store: Store) -> str | None:
     """Fingerprint of the page that is there."""
-    if PAGE.rpartition("/")[2] not in store.names(FOLDER):
-        return None
     try:
-        return str(store.read_sealed(f"{FOLDER}/manifest.json")["fingerprint"])
+        made = str(store.read_sealed(f"{FOLDER}/manifest.json")["fingerprint"])
     except (FileNotFoundError, Damaged):  # a page is made again in seconds
         return None
+    return made if PAGE.rpartition("/")[2] in store.names(FOLDER) else None
 
 
 def _exhibits(run: FinishedRun, found: list[Findings]) -> list[dict[str, Any]]:
