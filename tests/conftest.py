@@ -11,13 +11,17 @@ import ray
 import safetensors.torch
 import torch
 from faulty_proxy import FaultyProxy
+from report_pages import FILE_NAMES, NASTY, write_images
 from s3_server import S3Server
 from worlds import SHORT, digit_world, job_config
 
+from benchmarks.synthetic_run import SyntheticRun
 from upl_ray.backbones import resolve
 from upl_ray.clip_model import ClipModel
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Backbone
+from upl_ray.report.page import write_report
+from upl_ray.storage import Store
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
 TEXT = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -134,3 +138,17 @@ def short_run(cluster: None, short_world: Path, tmp_path_factory: pytest.TempPat
     from upl_ray.pipeline import run
 
     return run(job_config(short_world, tmp_path_factory.mktemp("short-run"), **SHORT))
+
+
+@pytest.fixture(scope="session")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A reported run whose every name is an attempt to break the page; found by each test as it was made."""
+    folder = tmp_path_factory.mktemp("nasty")
+    write_images(folder / "images", NASTY, FILE_NAMES)
+    bad = f"{NASTY[1]}/<img src=x onerror=alert(2)>.png"
+    run = SyntheticRun(
+        folder / "run", folder / "images", NASTY, starved=(4,), rejected={bad: "damaged image: <b>boo</b>"}
+    )
+    store = run.write()
+    write_report(store)
+    return store

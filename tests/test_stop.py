@@ -26,29 +26,33 @@ def start(config_file: Path, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True)
 
 
-def stop_when(job: subprocess.Popen[bytes], log: Path, storage: Path, pattern: str) -> None:
-    """Send SIGTERM to the driver alone when a file is there, and wait for its end."""
+def stop_when(job: subprocess.Popen[bytes], log: Path, storage: Path, pattern: str, number: signal.Signals) -> None:
+    """When a file is there, send SIGTERM to the driver alone or, as a terminal does, SIGINT to its group."""
     deadline = time.monotonic() + 300
     while not list(storage.glob(pattern)):
         assert job.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
-    job.send_signal(signal.SIGTERM)
     started = time.monotonic()
-    assert job.wait(timeout=60) == 128 + signal.SIGTERM, log.read_text()
-    print(f"stopped {time.monotonic() - started:.1f} s after SIGTERM, at the first {pattern}")
+    if number == signal.SIGINT:
+        os.killpg(job.pid, number)
+    else:
+        job.send_signal(number)
+    assert job.wait(timeout=60) == 128 + number, log.read_text()
+    print(f"stopped {time.monotonic() - started:.1f} s after {number.name}, at the first {pattern}")
 
 
 @pytest.mark.slow
-def test_a_job_ends_at_sigterm_with_a_word_and_the_next_run_ends_as_if_undisturbed(
-    cluster: None, short_run: dict[str, Any], short_world: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_job_that_is_stopped_ends_with_a_word_and_the_next_run_ends_as_if_undisturbed(
+    cluster: None, short_run: dict[str, Any], short_world: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     storage, log = tmp_path / "storage", tmp_path / "log"
     config = job_config(short_world, storage, **SHORT)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     for pattern in ("features-*/commits/*", "members-*/checkpoints/*"):
         job = start(tmp_path / "job.yaml", log)
-        stop_when(job, log, storage, pattern)
+        stop_when(job, log, storage, pattern, number)
         lines = log.read_text().splitlines()
         assert json.loads(lines[-1])["status"] == "stopped"
         assert "Traceback" not in log.read_text()

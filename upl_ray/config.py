@@ -32,9 +32,7 @@ class Backbone(Section):
         description="Short unique name in files and tables; empty: made from model and pretrained.",
     )
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="Arithmetic of the frozen image encoder.")
-    quick_gelu: bool | None = Field(
-        None, description="Force QuickGELU on or off; None follows the pretrained tag or the weights' SHA-256."
-    )
+    quick_gelu: bool | None = Field(None, description="Force QuickGELU on or off; None follows the pretrained tag.")
 
     @property
     def label(self) -> str:
