@@ -17,8 +17,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("storage", nargs="+", help="storage_path of a run; the first is written to")
     parser.add_argument("--labels", action="store_true", help="export the labels of a large corpus too")
-    args = parser.parse_args()
-    stores = [Store(uri) for uri in plain(args.storage)]
+    args = parser.parse_args(plain(sys.argv[1:]))
+    stores = [Store(uri) for uri in args.storage]
     one = len(stores) == 1
     print(write_report(stores[0], again=True, every_label=args.labels) if one else write_comparison(stores))
     return 0

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 import yaml
 
@@ -20,6 +21,7 @@ from upl_ray.artifacts import Store
 from upl_ray.command_line import load_config, load_predict, run_job
 from upl_ray.config import Config, ConfigError, JobError, Source
 from upl_ray.corpus import list_corpus
+from upl_ray.manifests import read_manifest
 from upl_ray.predict_config import Predict
 from upl_ray.reading import read_images
 
@@ -222,7 +224,7 @@ def test_a_secret_on_the_command_line_is_not_repeated(job: str, tmp_path: Path) 
     arguments = {
         "upl": ["--storage-path", TELLING[0]],
         "predict": [TELLING[0], "/images"],
-        "report": [TELLING[0]],
+        "report": ["run", f"--storage-path={TELLING[0]}"],
     }[job]
     command = [sys.executable, f"jobs/{job}.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -287,6 +289,14 @@ def test_a_manifest_leads_nowhere_else(name: str, tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text(json.dumps({"uri": name}) + "\n")
     with pytest.raises(ConfigError, match="row 1 of the manifest"):
         list_corpus(Store(str(tmp_path / "run")), Source(uri=str(tmp_path / "m.jsonl"), roots=("s3://bucket/dir",)), 9)
+
+
+@pytest.mark.parametrize("name", ["%2e%2e/secret", "a/%252e%2e/secret", ".\t./secret", "..\\secret", "..%2fsecret"])
+def test_a_manifest_on_a_web_server_stays_in_its_folder(name: str, redirecting: str, tmp_path: Path) -> None:
+    """Web clients undo escapes, drop white space and take a backslash for a slash."""
+    (tmp_path / "m.jsonl").write_text(json.dumps({"uri": name}))
+    with pytest.raises(ConfigError, match=r"row 1 of .* holds `\.\.`"):
+        read_manifest(pafs.LocalFileSystem(), str(tmp_path / "m.jsonl"), f"{redirecting}/list", ())
 
 
 @pytest.mark.parametrize("name", ["%2e%2e/x.jpg", "..%2fx.jpg", "..\\x.jpg", "file:/etc/passwd", "data:image/png,x"])

@@ -244,8 +244,12 @@ def test_images_are_read_in_order_and_a_missing_one_has_a_reason(root: Path) -> 
 
 
 def test_a_folder_that_is_absent_on_this_machine_is_no_reason_to_reject_its_images(root: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"None of 2 listed images is found under .* every node must reach"):
-        read(str(root / "not mounted here"), ["a.jpg", "b.jpg"])
+    (root / "mount point").mkdir()
+    for folder in ("not mounted here", "mount point"):
+        with pytest.raises(RuntimeError, match=r"None of 2 listed images is found under .* every node must reach"):
+            read(str(root / folder), ["a.jpg", "b.jpg"])
+    write(root / "mount point", "c.jpg")
+    assert read(str(root / "mount point"), ["a.jpg", "b.jpg"]) == ["missing file"] * 2
 
 
 def test_links_in_an_image_folder_are_followed(root: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,21 @@ def test_sets_that_lie_beside_each_other_in_a_folder_are_apart(photos: Path) -> 
     inputs = prepare(config(photos, corpus={"uri": str(photos / "cat")}, classnames=list(NAMES), scored=listed))
     assert inputs.scored is not None
     assert (inputs.corpus.images, inputs.scored.images) == (1, 1)
+
+
+def test_a_held_out_image_may_not_be_linked_or_written_otherwise(photos: Path) -> None:
+    links = photos.parent / "links"
+    (links / "sub").mkdir(parents=True)
+    (links / "sub" / "cat").symlink_to(photos / "cat")
+    (links / "d.png").symlink_to(photos / "dog" / "a.png")
+    manifest = photos.parent / "list.txt"
+    manifest.write_text(f"file://{photos}/cat/a.png\n{photos}//dog/a.png\n")
+    listed = {"uri": str(manifest), "roots": [f"file://{photos}", str(photos)]}
+    twins = (photos.parent / "twins").resolve()
+    shutil.copytree(photos, twins)
+    for scored in ({"uri": f"file://{photos}"}, {"uri": str(links)}, listed):
+        with pytest.raises(ConfigError, match=r"([23]) of \1 files of scored are files of corpus"):
+            prepare(config(photos, scored=scored))
+    inputs = prepare(config(photos, scored={"uri": str(twins)}))
+    assert inputs.scored is not None
+    assert inputs.scored.images == 3

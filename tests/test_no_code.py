@@ -169,10 +169,13 @@ def test_nothing_leaves_an_archive(tmp_path: Path, poison: bytes, marker: Path) 
     before = set(tmp_path.rglob("*"))
     corpus = list_corpus(Store(str(tmp_path / "run")), Source(uri=str(folder)), 100)
     listing = corpus.listing(corpus.shards[0])
+    links = ("link.png", "hard.png")
     assert sorted(listing["image_id"].to_pylist()) == sorted(
-        f"a.tar!{n}" for n in ("../outside.png", "/etc/outside.png", "ok/inside.png", "a/../../b.png")
+        f"a.tar!{n}" for n in ("../outside.png", "/etc/outside.png", "ok/inside.png", "a/../../b.png", *links)
     )
-    assert read_images(corpus.shards[0].root, listing) == [poison] * 4  # bytes of the archive under odd names
+    read = read_images(corpus.shards[0].root, listing)
+    for name, data in zip(listing["image_id"].to_pylist(), read, strict=True):  # bytes of the archive under odd names
+        assert data == ("link in a tar archive" if name.removeprefix("a.tar!") in links else poison)
     new = set(tmp_path.rglob("*")) - before
     assert all(tmp_path / "run" in (p, *p.parents) for p in new)
     assert not marker.exists()

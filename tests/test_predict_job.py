@@ -185,3 +185,19 @@ def test_an_alert_can_be_an_exit_status(short_run: dict[str, Any], short_world: 
     )
     assert (quiet.returncode, loud.returncode) == (0, 1), quiet.stderr + loud.stderr
     assert quiet.stdout.splitlines()[-1].count("of the new images are in other classes") == 1
+
+
+def test_a_mistake_in_the_program_is_told_in_the_storage(
+    short_run: dict[str, Any], short_world: Path, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    first = run(job(short_run, short_world / "scored", storage_path=str(storage)))
+    assert json.loads((storage / "predict-run.json").read_text())["status"] == first["status"] == "done"
+    (commit,) = storage.glob("features-*/commits/*.json")
+    commit.unlink()
+    store = Store(str(storage))
+    store.write_sealed(str(commit.relative_to(storage)), {"parts": [], "rows": 20})  # whole, and not what it should be
+    with pytest.raises(KeyError, match="rejected"):
+        run(job(short_run, short_world / "scored", storage_path=str(storage)))
+    left = json.loads((storage / "predict-run.json").read_text())
+    assert (left["status"], left["error"]) == ("failed", "unexpected KeyError: 'rejected'")

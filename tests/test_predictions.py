@@ -167,3 +167,37 @@ def test_an_older_run_publishes_where_there_is_nothing_yet(store: Store) -> None
     older, newer = listing(store, early), listing(store, late)
     assert label(older, early).changed
     assert label(newer, late).manifest["growth"]["new"] == 120
+
+
+def test_a_classifier_that_comes_back_goes_on_from_the_nights_of_the_other_one(store: Store) -> None:
+    shards = {f"s{i}": figures(30) for i in range(10)}
+    night(store, shards, classifier="a")
+    for i in range(6):
+        del shards[f"s{i}"]
+        shards[f"n{i}"] = figures(30)
+        night(store, shards, classifier="b")
+    shards["late"] = figures(5)
+    back = night(store, shards, classifier="a")
+    assert (back["growth"]["new"], back["growth"]["removed"], alerts(back)) == (5, 0, [])
+    shards["later"] = figures(3)
+    for classifier, new in (("c", 3), ("b", 0), ("a", 0)):
+        assert night(store, shards, classifier=classifier)["growth"]["new"] == new
+    shards["last"] = figures(2)
+    for classifier, new in (("a", 2), ("b", 0)):  # both had published the same images before
+        assert night(store, shards, classifier=classifier)["growth"]["new"] == new
+
+
+def test_a_main_job_that_listed_before_a_night_makes_none_of_its_images_new_again(store: Store) -> None:
+    early = {"a": figures(300), "b": figures(30, 30)}
+    night(store, early)
+    older = listing(store, early)  # the main job begins
+    compared, waits = {"n": figures(75, 75)}, {"w": figures(40)}
+    night(store, early | compared)
+    night(store, early | compared | waits)
+    trained = label(older, early, classifier="fresh", main=True)  # and ends
+    assert trained.manifest["images"] == 360
+    after = night(store, early | compared | waits, classifier="fresh")
+    assert (after["growth"]["removed"], list(after["growth"]["waiting"])) == (0, ["w"])
+    assert after["growth"]["new"] == 40  # no classifier has compared them yet
+    grown = night(store, early | compared | waits | {"x": figures(7)}, classifier="fresh")
+    assert (grown["growth"]["new"], list(grown["growth"]["waiting"])) == (7, ["w", "x"])

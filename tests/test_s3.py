@@ -221,3 +221,22 @@ def test_a_silent_server_is_an_error_within_a_minute(
         with pytest.raises((OSError, ConfigError), match=r"Timeout|Read timeout"):
             access("s3://bucket/run")
         assert time.monotonic() - started < 60
+
+
+def test_a_file_that_is_not_written_to_its_end_replaces_none(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    for store in (Store(f"s3://{bucket}/run"), Store(str(tmp_path))):
+        store.write("table.csv", b"whole")
+        with pytest.raises(UnicodeEncodeError), store.open_text("table.csv") as file:
+            file.write("half\ud800")
+        assert store.read("table.csv") == b"whole"
+        with store.open_text("table.csv") as file:
+            file.write("\u00e4\r\n" * 5_000_000)
+        assert store.read("table.csv") == "\u00e4\r\n".encode() * 5_000_000
+
+
+def test_a_server_that_is_gone_when_something_is_deleted_is_an_error_of_the_storage(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
+        Store("s3://bucket/run").delete("a.json")

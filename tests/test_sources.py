@@ -389,3 +389,14 @@ def test_labels_that_a_form_cannot_have_are_refused(tmp_path: Path) -> None:
         listed(tmp_path, tmp_path / "in", labels="column")
     with pytest.raises(ConfigError, match=r"labels 'folders' does not fit .* use `column` or `none`"):
         listed(tmp_path, write_manifest(tmp_path / "m", ["in/a/x.jpg"], ".txt"), labels="folders")
+
+
+def test_manifests_that_give_one_id_to_two_files_share_no_shard(tmp_path: Path) -> None:
+    """A shard's features are found by its id, whatever corpus it is of."""
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    about = {"image_id": ["1"], "version": ["1"]}
+    first = listed(tmp_path, write_manifest(tmp_path / "train", ["a.jpg"], ".csv", **about))
+    other = listed(tmp_path, write_manifest(tmp_path / "test", ["b.jpg"], ".csv", **about))
+    again = listed(tmp_path, write_manifest(tmp_path / "copy", ["a.jpg"], ".csv", **about))
+    assert first.shards[0].id == again.shards[0].id != other.shards[0].id

@@ -29,7 +29,12 @@ LABEL_COLUMNS = ("label", "class", "cls", "classname")
 
 # What Python's tarfile raises on damaged headers.
 TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, SystemError, MemoryError)
-SPARSE = -1  # length of a member that is kept with holes: it may claim a million times its bytes
+# Lengths of members that are never read, and why.
+SPARSE, LINK = -1, -2
+UNREAD = {
+    SPARSE: "sparse member of a tar archive",  # it may claim a million times its bytes
+    LINK: "link in a tar archive",  # it may lead anywhere
+}
 
 Row = tuple[str, str | None, int, int | None]  # name inside the archive, label, offset, length
 
@@ -55,11 +60,13 @@ def index_tar(fs: pafs.FileSystem, path: str) -> list[Row]:
                 name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace").removeprefix("./")
                 folder, _, base = name.rpartition("/")
                 key = f"{folder}/{base.partition('.')[0]}"
-                if not member.isfile() or base.startswith("."):
+                link = member.islnk() or member.issym()
+                if not (member.isfile() or link) or base.startswith("."):
                     continue
                 if name.lower().endswith(EXTENSIONS):  # a later one of a name replaces it
-                    images[name] = (key, None, member.offset_data, SPARSE if member.issparse() else member.size)
-                elif name.endswith((".cls", ".json")) and member.size < BUFFER and not member.issparse():
+                    size = LINK if link else SPARSE if member.issparse() else member.size
+                    images[name] = (key, None, member.offset_data, size)
+                elif name.endswith((".cls", ".json")) and member.size < BUFFER and not (link or member.issparse()):
                     content = tar.extractfile(member)
                     assert content is not None
                     label = _label(content.read(), name.endswith(".json"))

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from upl_ray.addresses import flaws, shown
 from upl_ray.config import Config
 from upl_ray.predict_config import Predict
-from upl_ray.section import ConfigError, JobError, Section, sentence, storage_fails
+from upl_ray.section import ConfigError, JobError, Section, sentence, told
 
 Job = TypeVar("Job", bound=Section)
 
@@ -56,10 +56,10 @@ def run_job(job: Callable[[], int]) -> int:
     except ConfigError as error:
         return _ended("failed", shown(str(error)), 2)
     except (JobError, OSError) as error:
-        return _ended("failed", shown(str(error) if isinstance(error, JobError) else storage_fails(error)), 1)
+        return _ended("failed", shown(told(error)), 1)
     except KeyboardInterrupt:
-        told = "stopped by a signal; what is finished stays in storage, and the same command goes on from there"
-        return _ended("stopped", told, 128 + (received[0] if received else signal.SIGINT))
+        reason = "stopped by a signal; what is finished stays in storage, and the same command goes on from there"
+        return _ended("stopped", reason, 128 + (received[0] if received else signal.SIGINT))
     except SystemExit as left:  # of the parsers of options, which have said why; or after `--help`, which is no failure
         if left.code:
             print(_json("failed", "the command line is refused; the reason stands above"))
@@ -80,9 +80,7 @@ def _json(status: str, told: str) -> str:
 def _last_word(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What Python calls for an exception that nobody expected: its traceback, then the line for programs."""
     sys.__excepthook__(kind, error, trace)
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    told = " ... ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))  # Ray's own hold whole tracebacks
-    print(_json("failed", shown(f"unexpected {kind.__name__}: {told}")))
+    print(_json("failed", shown(told(error))))
 
 
 class _Shown(logging.Formatter):

@@ -3,7 +3,9 @@
 A shard is an immutable listing of (image_id, version) under an id made from its content. A later run keeps the shards
 it knows, puts new and changed images into new shards, and notes which rows of old shards are gone, so work that was
 done for a shard stays valid for ever. What is gone stays gone: the shard may have been embedded while the image was a
-missing file, so an image that comes back is listed in a new shard, whose id was never in use.
+missing file, so an image that comes back is listed in a new shard, whose id was never in use. So is one that was listed
+and away when it was read; see
+`rejected.forget_missing`.
 An archive's shards live and go with it: an unchanged one is not read again.
 """
 
@@ -26,7 +28,7 @@ from upl_ray.manifests import URI_COLUMNS, Named, read_manifest
 from upl_ray.sources import Found
 from upl_ray.storage import absolute, open_parquet
 
-VERSION = 2  # raise when the same source lists other images
+VERSION = 3  # raise when the same source lists other images
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Shard:
     removed: frozenset[str] = field(default_factory=frozenset)  # ids whose file was gone or changed since; only grows
     archive: str = ""  # the archive that all of its images lie in, relative to the root; empty for single files
     version: str = ""  # the archive's
+    named: bool = False  # by a manifest, which may name what was never there
 
     @property
     def state(self) -> str:
@@ -107,7 +110,8 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     added = 0
     for root in roots:
         known = [shard_of(r) for r in records.get(root, [])]
-        listing = _Listing(artifact, root, f"{root}/" if len(roots) > 1 else "", shard_size, frozenset(retired))
+        used = frozenset(retired | {s.id for s in known})
+        listing = _Listing(artifact, root, f"{root}/" if len(roots) > 1 else "", shard_size, used)
         shards[root], new = listing.update(known, source)
         retired |= {s.id for s in known if not s.archive} - {s.id for s in shards[root]}
         added += new
@@ -142,7 +146,7 @@ class _Listing:
     address: str
     prefix: str  # in front of every image id
     shard_size: int
-    retired: frozenset[str]  # ids of shards of single files that are gone, with whatever was made of them
+    used: frozenset[str]  # ids of shards of single files that were there: something may have been made of them
 
     def update(self, known: list[Shard], source: Source) -> tuple[list[Shard], int]:
         """The shards as they are now, and how many images are new."""
@@ -186,7 +190,7 @@ class _Listing:
         added = sorted(new)
         for first in range(0, len(added), self.shard_size):
             ids = added[first : first + self.shard_size]
-            shards.append(self._write(root, _table(ids, [new[i] for i in ids], [describe(i) for i in ids])))
+            shards.append(self._write(root, _table(ids, [new[i] for i in ids], [describe(i) for i in ids]), named))
         return shards, len(added)
 
     def _refreshed(self, shard: Shard, listing: pa.Table, removed: Set[str], describe: Callable[[str], Named]) -> str:
@@ -217,13 +221,15 @@ class _Listing:
             raise ConfigError(f"The archives under {self.address!r} hold no image.")
         return shards, added
 
-    def _write(self, root: str, table: pa.Table, archive: str = "", version: str = "") -> Shard:
-        rows = list(zip(table["image_id"].to_pylist(), table["version"].to_pylist(), strict=True))
+    def _write(self, root: str, table: pa.Table, named: bool = False, archive: str = "", version: str = "") -> Shard:
+        # Two manifests may give the same ids and versions to other files. Elsewhere the id says which file it is.
+        identity = ["image_id", "version", "file"] if named else ["image_id", "version"]
+        rows = list(zip(*(table[c].to_pylist() for c in identity), strict=True))
         digest = hashlib.sha256(repr((root, rows)).encode()).hexdigest()[:16]
-        while digest in self.retired and not archive:
+        while digest in self.used and not archive:
             digest = hashlib.sha256(digest.encode()).hexdigest()[:16]
         name = self.artifact.store.write_hashed(self.artifact.name(f"shards/{digest}"), table)
-        return Shard(digest, len(rows), root, name, archive=archive, version=version)
+        return Shard(digest, len(rows), root, name, archive=archive, version=version, named=named)
 
     def _names_images(self, found: Found) -> bool:
         """True if Parquet files hold addresses of images; judged by the first one.

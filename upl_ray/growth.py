@@ -29,15 +29,23 @@ def start(figures: dict[str, Figures]) -> Growth:
     return {"counts": _counts(figures), "seen": seen, "waiting": {}, "drift": {}, **about}
 
 
-def carry_over(growth: Growth, figures: dict[str, Figures]) -> Growth:
+def carry_over(growth: Growth, figures: dict[str, Figures], stale: bool = False) -> Growth:
     """The same under another classifier, whose figures of the present shards are given.
 
     Shards that were seen stay seen, and those that waited wait. What is gone has no figures by this classifier, so it
     no longer counts. The last comparison stands: both of its sides were of one classifier.
+
+    Args:
+        growth: not changed.
+        figures: shard id -> figures.
+        stale: the shards are those of an older listing. Those that it lacks are known all the same, and those of them
+            that waited will be new to this classifier.
     """
     waiting = {i: figures[i] for i in growth["waiting"] if i in figures}
     seen = total(figures[i] for i in sorted(figures) if i in growth["counts"] and i not in waiting)
-    return growth | {"seen": seen, "waiting": waiting}
+    lost = growth["waiting"].keys() - waiting.keys() if stale else ()
+    counts = {i: n for i, n in growth["counts"].items() if i not in lost}
+    return growth | {"counts": counts, "seen": seen, "waiting": waiting}
 
 
 def grow(growth: Growth, figures: dict[str, Figures]) -> Growth:

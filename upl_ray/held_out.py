@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 from upl_ray.artifacts import IO_THREADS
 from upl_ray.corpus import Corpus, Shard
@@ -21,13 +23,14 @@ class ImageSet:
 
     @property
     def folders(self) -> set[str]:
-        """Every image lies below one of these."""
-        return {f"{root.rstrip('/')}/" for root in (*self.roots, *(s.root for s in self.corpus.shards))}
+        """Every image lies below one of these; a local one may be linked from anywhere."""
+        roots = (*self.roots, *(s.root for s in self.corpus.shards))
+        return {"/" if is_local(root) else f"{root.rstrip('/')}/" for root in roots}
 
     def places(self) -> Iterator[str]:
-        """Address of every image's file, or of every archive."""
+        """Address of every image's file, or of every archive; links are followed."""
         archives = {f"{s.root.rstrip('/')}/{s.archive}" for s in self.corpus.shards if s.archive}
-        yield from archives
+        yield from map(real_place, archives)
         with ThreadPoolExecutor(IO_THREADS) as pool:
             for found in pool.map(self._files, (s for s in self.corpus.shards if not s.archive)):
                 yield from found
@@ -36,7 +39,27 @@ class ImageSet:
         table = self.corpus.listing(shard, ["image_id", "file"])
         rows = zip(table["image_id"].to_pylist(), table["file"].to_pylist(), strict=True)
         files = (file for image_id, file in rows if image_id not in shard.removed)
-        return [f if "://" in f or f.startswith("/") else f"{shard.root.rstrip('/')}/{f}" for f in files]
+        folder = shard.root.rstrip("/")
+        return [real_place(f if "://" in f or f.startswith("/") else f"{folder}/{f}") for f in files]
+
+
+def is_local(address: str) -> bool:
+    """Whether this machine's file system is meant."""
+    return "://" not in address or address.startswith("file://")
+
+
+def real_place(address: str) -> str:
+    """The one path of a local file, however it is linked and written; other addresses as they are."""
+    if not is_local(address):
+        return address
+    path = address.removeprefix("file://")
+    folder, name = os.path.split(path)
+    return os.path.realpath(path) if os.path.islink(path) else f"{_real_folder(folder)}/{name}"
+
+
+@cache
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def check_apart(sets: Iterable[ImageSet]) -> None:

@@ -104,7 +104,7 @@ def _checked(name: str, folder: str, roots: tuple[str, ...], where: str) -> str:
         raise ConfigError(f"An address in {where} {found}.")
     if "\0" in name:
         raise ConfigError(f"{name!r} in {where} holds a null character; no file has such a name.")
-    if any(part.strip() == ".." for part in (_parts(name) if "://" in name else name.split("/"))):
+    if any(part.strip() == ".." for part in (_parts(name) if "://" in folder + name else name.split("/"))):
         raise ConfigError(f"{name!r} in {where} holds `..`; write the address without it.")
     absolute = "://" in name or name.startswith("/")
     if not absolute:

@@ -18,7 +18,7 @@ from upl_ray import drift, integrity, label
 from upl_ray.artifacts import Artifact, Store
 from upl_ray.classifier import classifier_spec
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Backbone, ConfigError, JobError
+from upl_ray.config import Backbone, ConfigError
 from upl_ray.corpus import Corpus, Shard, list_corpus
 from upl_ray.embed import embed
 from upl_ray.ensemble import FILE, Ensemble, load_ensemble
@@ -30,8 +30,8 @@ from upl_ray.predictions import Published, prediction_artifact, publish
 from upl_ray.preflight import preflight
 from upl_ray.progress import duration
 from upl_ray.ray_cluster import RayCluster
-from upl_ray.rejected import by_reason, check_rejected, find_rejected
-from upl_ray.section import storage_fails
+from upl_ray.rejected import by_reason, check_rejected, find_rejected, forget_missing
+from upl_ray.section import told
 from upl_ray.sources import UNREACHABLE, first_line
 from upl_ray.storage import absolute
 
@@ -68,7 +68,7 @@ def run(job: Predict) -> dict[str, Any]:
     store = open_storage(job.storage_path or classifier.store.uri, "predict.json", job)
     try:
         summary = _label(job, prepare(job, store, classifier, ensemble))
-    except (ConfigError, JobError, OSError) as error:
+    except Exception as error:  # whatever it is, yesterday's summary must not stand for tonight's
         _tell_failure(store, error)
         raise
     summary |= {"seconds": round(time.monotonic() - started, 1), "time": _now()}
@@ -88,6 +88,7 @@ def _label(job: Predict, inputs: Inputs) -> dict[str, Any]:
             cluster.start("predictions")
         label.predict(todo, inputs.predictions, inputs.classifier, spec, compute)
     published = publish(inputs.predictions, corpus, rejected, inputs.classifier, job.drift)
+    forget_missing(corpus, rejected)
     if job.keep_features == "none":
         drop_features(inputs.features, corpus.shards)
     status = "done" if cluster.used else "already done"
@@ -96,9 +97,8 @@ def _label(job: Predict, inputs: Inputs) -> dict[str, Any]:
 
 def _tell_failure(store: Store, error: Exception) -> None:
     """Leave the reason where yesterday's summary would look like tonight's."""
-    told = storage_fails(error) if isinstance(error, OSError) else str(error)
     try:
-        store.write_json(SUMMARY, {"status": "failed", "error": told, "storage": store.uri, "time": _now()})
+        store.write_json(SUMMARY, {"status": "failed", "error": told(error), "storage": store.uri, "time": _now()})
     except OSError as second:  # often for the same reason; the first one is what the job ends with
         log.warning("%-12s %s cannot be written (%s)", "job", store.join(SUMMARY), second)
 

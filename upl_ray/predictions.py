@@ -50,20 +50,24 @@ def publish(
     it so far (`growth`). Every growth also stays in a file of its own. The `rejected` images (id -> reason) are written
     beside it. Only a job with `limits` compares; what is new to another one waits for it.
     """
-    states, before = [s.state for s in corpus.shards], artifact.manifest()
-    changed = not before or before["shards"] != states or before["rejected"] != len(rejected)
-    last = before or _manifest_of_another_classifier(artifact, corpus)
-    facts = before if before and not changed else _facts(artifact, corpus, classifier, len(rejected), last)
+    states, own = [s.state for s in corpus.shards], artifact.manifest()
+    here = {"shards": states, "rejected": len(rejected)}
+    if own and not limits and here.items() <= own.items():
+        return Published(own, changed=False)
+    last = _newest(artifact, corpus, own)
+    changed = not (own and last and last["fingerprint"] == artifact.fingerprint and here.items() <= own.items())
+    # Of two runs at once, the one that listed later knows more: nothing that it knows must be lost.
+    stale = read_corpus(corpus.artifact).digest != corpus.digest
+    facts = _facts(artifact, corpus, classifier, here, last, stale) if changed or not own else own
     growth: Growth = facts["growth"]
     if limits:
         about = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "classifier": classifier.folder}
         growth = compare(growth, limits, _classnames(classifier), about)
-    if before and not changed and growth == before["growth"]:
-        return Published(before, changed=False)
-    # Of two runs at once, the one that listed later knows more. Its manifest must not go back; none is worse than ours.
-    if before and read_corpus(corpus.artifact).digest != corpus.digest:
+    if own and not changed and growth == own["growth"]:
+        return Published(own, changed=False)
+    if own and stale:
         log.warning("%-12s not published: a newer run has listed the images since, and it publishes", "predictions")
-        return Published(artifact.manifest() or before, changed=False, superseded=True)
+        return Published(artifact.manifest() or own, changed=False, superseded=True)
     if last:
         night = {k: v for k, v in growth.items() if k not in ("counts", "seen")}
         name = fingerprint([last["growth"]["changes"], states])  # the same again where a kill came between
@@ -73,37 +77,45 @@ def publish(
 
 
 def _facts(
-    artifact: Artifact, corpus: Corpus, classifier: Artifact, rejected: int, last: dict[str, Any] | None
+    artifact: Artifact,
+    corpus: Corpus,
+    classifier: Artifact,
+    here: dict[str, Any],
+    last: dict[str, Any] | None,
+    stale: bool,
 ) -> dict[str, Any]:
     """What the manifest says of the committed shards, `last` being the corpus' one before."""
     commits = artifact.read_commits(s.state for s in corpus.shards)
     figures = {shard.id: commit["figures"] for shard, commit in zip(corpus.shards, commits, strict=True)}
+    growth = start(figures)
     if last:
         same = last["fingerprint"] == artifact.fingerprint
-        growth = grow(last["growth"] if same else carry_over(last["growth"], figures), figures)
-    else:
-        growth = start(figures)
+        growth = last["growth"] if same else carry_over(last["growth"], figures, stale)
+        growth = growth if stale else grow(growth, figures)
     return {
         "corpus": corpus.artifact.folder,
         "classifier": classifier.folder,
         "images": sum(c["rows"] for c in commits),
-        "rejected": rejected,
         "parts": [part for c in commits for part in c["parts"]],
-        "shards": [s.state for s in corpus.shards],
         "figures": total(figures.values()),
         "growth": growth,
+        **here,
     }
 
 
-def _manifest_of_another_classifier(artifact: Artifact, corpus: Corpus) -> dict[str, Any] | None:
-    """The newest manifest of predictions for the same corpus, if any classifier has labeled it."""
-    store, found = artifact.store, []
+def _newest(artifact: Artifact, corpus: Corpus, own: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What was published last for the same corpus by any classifier; its own, unless another has seen more since."""
+    store, found = artifact.store, [own] if own else []
     for folder in store.folders():
         step, _, digest = folder.rpartition("-")
-        manifest = Artifact(store, step, digest).manifest() if step == artifact.step else None
-        if manifest and manifest.get("corpus") == corpus.artifact.folder:  # those of earlier versions do not say it
-            found.append(manifest)
-    return max(found, key=lambda m: int(m["growth"]["changes"]), default=None)
+        if step == artifact.step and digest != artifact.fingerprint:
+            manifest = Artifact(store, step, digest).manifest()
+            if manifest and manifest.get("corpus") == corpus.artifact.folder:  # those of earlier versions do not say it
+                found.append(manifest)
+    newest = max(found, key=lambda m: int(m["growth"]["changes"]), default=None)  # the first of equals: its own
+    if own and newest and all(own[k] == newest[k] for k in ("shards", "rejected")):
+        return own | {"growth": own["growth"] | {"changes": newest["growth"]["changes"]}}  # later than both
+    return newest
 
 
 def _classnames(classifier: Artifact) -> tuple[str, ...]:

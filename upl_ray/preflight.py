@@ -22,7 +22,7 @@ from upl_ray.config import Compute, ConfigError, JobError
 from upl_ray.corpus import Corpus
 from upl_ray.ensemble import load_ensemble
 from upl_ray.progress import duration
-from upl_ray.reading import read_images
+from upl_ray.reading import MISSING, read_images
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +86,16 @@ def preflight(
 
 
 def _sample(corpus: Corpus) -> tuple[str, pa.Table]:
-    """Some images that are there, and what their files are relative to."""
+    """Some images that the driver finds, and what their files are relative to."""
     shard = corpus.shards[0]
     listing = corpus.listing(shard)
-    there = [i for i, image_id in enumerate(listing["image_id"].to_pylist()) if image_id not in shard.removed]
-    return shard.root, listing.take(pa.array(there[:SAMPLE], pa.int64()))
+    listed = [i for i, image_id in enumerate(listing["image_id"].to_pylist()) if image_id not in shard.removed]
+    rows = listing.take(pa.array(listed[:SAMPLE], pa.int64()))
+    try:
+        there = [i for i, data in enumerate(read_images(shard.root, rows)) if data != MISSING]
+    except JobError:  # the nodes tell it, and whether it is so on all of them
+        return shard.root, rows
+    return shard.root, rows.take(pa.array(there, pa.int64()))
 
 
 def _mark(expected: Expected, index: int) -> str:
@@ -154,9 +159,12 @@ def _storage(expected: Expected, index: int) -> list[str]:
 
 def _images(root: str, rows: pa.Table) -> list[str]:
     try:
-        read_images(root, rows)
+        found = read_images(root, rows)
     except (OSError, RuntimeError, ImportError) as error:
         return [f"it cannot read the images: {error}"]
+    if found and all(f == MISSING for f in found):
+        example = rows["image_id"][0].as_py()
+        return [f"it finds none of {len(found)} images under {root}, for example {example}; give it the same folder."]
     return []
 
 

@@ -38,8 +38,8 @@ def read_images(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).ma
     Files, members of tar archives and cells of Parquet files that are larger than `max_bytes` are left out.
 
     Raises:
-        JobError: an image may not be read, or the storage does not answer; none of the files is there, so it is the
-            folder that is missing on this machine; or an archive is not the one that was listed.
+        JobError: an image may not be read, or the storage does not answer; none of the files is there, and their folder
+            is missing on this machine; or an archive is not the one that was listed.
     """
     rows = listing.to_pylist()
     try:
@@ -54,12 +54,24 @@ def read_images(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).ma
             f"Images under {root} cannot be read now ({first_line(error)}); what is finished stays in storage, so run "
             f"the job again."
         ) from None
-    if rows and all(f == MISSING for f in found):
+    if rows and all(f == MISSING for f in found) and _is_away(root):
         raise JobError(
             f"None of {len(found)} listed images is found under {root} on this machine, for example "
             f"{rows[0]['image_id']}; every node must reach the same folder."
         )
     return found
+
+
+def _is_away(root: str) -> bool:
+    """Whether a local folder is not there, or empty, as one is that lost what was mounted on it."""
+    fs, path = _filesystem(root)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        return False  # a server that says so knows
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
 
 
 def read_each(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).max_bytes) -> Iterator[bytes | str]:
@@ -74,8 +86,8 @@ def _read_rows(root: str, rows: list[dict[str, Any]], max_bytes: int) -> list[by
     by_archive: dict[str, list[int]] = defaultdict(list)
     alone = []
     for i, row in enumerate(rows):
-        if row["length"] == archives.SPARSE:
-            found[i] = "sparse member of a tar archive"
+        if row["length"] in archives.UNREAD:
+            found[i] = archives.UNREAD[row["length"]]
         elif (row["length"] or 0) > max_bytes:
             found[i] = too_large(max_bytes)
         elif row["offset"] is None:
@@ -97,7 +109,10 @@ def _read_archive(root: str, file: str, rows: list[dict[str, Any]], max_bytes: i
     if info.type != pafs.FileType.File:
         if is_web(path) and read_web(fs.handler.fs, path, max_bytes=0) != MISSING:
             raise OSError(f"{path}: the server did not answer at first")
-        return [MISSING] * len(rows)
+        raise JobError(
+            f"{file} is not found under {root} on this machine. If it has gone since it was listed, run the job again; "
+            f"every node must reach the same folder."
+        )
     listed = rows[0]["version"]
     if str(info.size) != listed.partition("-")[0]:  # offsets of another version would give other images their names
         raise JobError(f"{file} under {root} has changed since it was listed; run the job again.")

@@ -23,6 +23,16 @@ def storage_fails(reason: object) -> str:
     return f"A file cannot be read or written ({line}); mend that and run the job again: what is finished stays."
 
 
+def told(error: BaseException) -> str:
+    """What people and programs are told of the error that a job ends with."""
+    if isinstance(error, ConfigError | JobError):
+        return str(error)
+    if isinstance(error, OSError):
+        return storage_fails(error)
+    lines = [line for line in str(error).splitlines() if line.strip()]  # Ray's own hold whole tracebacks
+    return f"unexpected {type(error).__name__}: {' ... '.join(dict.fromkeys([*lines[:1], *lines[-1:]]))}"
+
+
 def sentence(error: ValidationError, prefix: str = "") -> str:
     """One line for every field that pydantic refused: where, what was given, what is wanted."""
     lines = []

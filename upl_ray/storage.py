@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError
 
 from upl_ray import integrity
 from upl_ray.section import ConfigError
@@ -85,9 +87,13 @@ class Store:
     def open_text(self, name: str) -> Iterator[TextIO]:
         """Write a file that may not fit into memory; it appears when it is complete."""
         fs, path = self._target[0], self.path(name)
-        if not self.is_local:
-            with io.TextIOWrapper(fs.open_output_stream(path, compression=None), "utf-8", newline="") as text:
+        if not self.is_local:  # from a whole file here: an upload that is closed early would look like one
+            with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as text:
                 yield text
+                text.flush()
+                text.seek(0)
+                with fs.open_output_stream(path, compression=None) as stream:
+                    shutil.copyfileobj(text.buffer, stream, 2**23)
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
@@ -118,8 +124,12 @@ class Store:
         if self.is_local:
             Path(self.path(name)).unlink(missing_ok=True)
         else:  # pyarrow would put a directory marker where the last file of a prefix was
-            with suppress(FileNotFoundError):
+            try:
                 self._fsspec.rm_file(self.path(name))
+            except FileNotFoundError:
+                pass
+            except BotoCoreError as error:  # it does not answer
+                raise OSError(str(error)) from None
 
     def read_json(self, name: str) -> Any:
         """Parsed JSON file."""
