@@ -21,7 +21,7 @@ from upl_ray.embed import decode_chunk, embed
 from upl_ray.features import feature_artifact, read_features
 from upl_ray.images import Geometry
 from upl_ray.reading import MISSING
-from upl_ray.rejected import check_rejected, find_rejected, forget_missing
+from upl_ray.rejected import find_rejected
 
 SIZES = (224, 288, 384, 448)  # the paper's four resolutions
 
@@ -140,36 +140,51 @@ def test_a_listed_image_that_is_away_when_it_is_read_is_embedded_by_the_next_run
 ) -> None:
     folder, store = tmp_path / "pictures", Store(str(tmp_path / "storage"))
     shutil.copytree(pictures, folder)
-    artifact = feature_artifact(store, specs[0])
     corpus = list_corpus(store, Source(uri=str(folder)), 10)
-    lone = corpus.shards[-1]  # all of its images are away, and nothing else
-    away = {"04.png", *corpus.listing(lone)["image_id"].to_pylist()}
+    away = {"04.png", "05.jpg", "12.png"}
     for name in away:
         (folder / name).rename(tmp_path / name)
     embed_all(corpus, specs[:1], Compute(chunk_size=4))
-    rejected = find_rejected([artifact], [corpus])[0]
+    rejected = find_rejected([feature_artifact(store, specs[0])], [corpus])[0]
     assert {i for i, reason in rejected.items() if reason == MISSING} == away
-    with pytest.raises(JobError, match=r"unreadable, more than label\.max_rejected"):
-        check_rejected(store, corpus, rejected, "label.max_rejected", 0.01)
     for name in away:
         (tmp_path / name).rename(folder / name)
     back = list_corpus(store, Source(uri=str(folder)), 10)
     assert (back.added, back.images) == (len(away), corpus.images)
     embed_all(back, specs[:1], Compute(chunk_size=4))
     assert stored(back, specs[0])[0] == sorted(p.name for p in pictures.iterdir() if p.name != "broken.jpg")
-    assert list(find_rejected([artifact], [back])[0]) == ["broken.jpg"]
-    forget_missing(back, find_rejected([artifact], [back])[0])
+    assert list(find_rejected([feature_artifact(store, specs[0])], [back])[0]) == ["broken.jpg"]
     assert list_corpus(store, Source(uri=str(folder)), 10).digest == back.digest  # a broken one stays
 
 
-def test_what_a_manifest_names_in_vain_is_missing_and_nothing_else(pictures: Path, tmp_path: Path) -> None:
+def test_what_a_manifest_names_in_vain_is_looked_for_twice(
+    cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
+) -> None:
     shutil.copytree(pictures, tmp_path / "pictures")
     names = [f"{i:02d}.{'jpg' if i % 2 else 'png'}" for i in range(8)]
-    (tmp_path / "pictures" / "list.txt").write_text("\n".join([*names, "no.jpg"]))
-    source, store = Source(uri=str(tmp_path / "pictures" / "list.txt")), Store(str(tmp_path / "storage"))
-    corpus = list_corpus(store, source, 30)
+    manifest = tmp_path / "pictures" / "list.txt"
+    store, source, added = Store(str(tmp_path / "storage")), Source(uri=str(manifest)), []
+    for night in range(5):
+        manifest.write_text("\n".join([*names, "no.jpg", *(["08.png"] if night > 2 else [])]))
+        corpus = list_corpus(store, source, 30)
+        added.append(corpus.added)
+        embed_all(corpus, specs[:1], Compute(chunk_size=4))  # it is alone in its chunk
+        assert corpus.images == 9 + (night > 2)
+        assert find_rejected([feature_artifact(store, specs[0])], [corpus])[0] == {"no.jpg": MISSING}
+    assert added == [9, 1, 0, 1, 0]
+
+
+def test_a_folder_of_a_manifest_that_lost_its_mount_stops_the_job(pictures: Path, tmp_path: Path) -> None:
+    mount, manifest = tmp_path / "mount", tmp_path / "lists" / "list.txt"
+    shutil.copytree(pictures, mount / "cats")
+    manifest.parent.mkdir()
+    manifest.write_text(f"{mount}/cats/00.png\nfile://{mount}/cats/01.jpg\n")
+    roots = (str(mount), f"file://{mount}")
+    corpus = list_corpus(Store(str(tmp_path / "storage")), Source(uri=str(manifest), roots=roots), 30)
     (shard,) = corpus.shards
-    last = corpus.listing(shard).slice(8)  # alone in its chunk
-    assert decode_chunk(shard.root, last, [Geometry(32, 32)])["reasons"] == [MISSING]
-    forget_missing(corpus, {"no.jpg": MISSING})
-    assert list_corpus(store, source, 30).added == 0  # it is not embedded anew every night
+    assert decode_chunk(shard.root, corpus.listing(shard), [Geometry(32, 32)])["reasons"] == ["", ""]
+    shutil.rmtree(mount / "cats")
+    for _ in range(2):
+        with pytest.raises(JobError, match=r"None of 2 listed images is found .* every node must reach"):
+            decode_chunk(shard.root, corpus.listing(shard), [Geometry(32, 32)])
+        (mount / "cats").mkdir(exist_ok=True)  # where nothing is mounted

@@ -201,3 +201,33 @@ def test_a_main_job_that_listed_before_a_night_makes_none_of_its_images_new_agai
     assert after["growth"]["new"] == 40  # no classifier has compared them yet
     grown = night(store, early | compared | waits | {"x": figures(7)}, classifier="fresh")
     assert (grown["growth"]["new"], list(grown["growth"]["waiting"])) == (7, ["w", "x"])
+
+
+def test_a_folder_with_other_content_every_night_is_compared_by_classifiers_that_take_turns(store: Store) -> None:
+    for i in range(4):
+        night(store, {f"s{i}": figures(60, 60)}, classifier="ab"[i % 2])
+    last = night(store, {"bees": figures(0, 120)}, classifier="a")
+    found = last["growth"]["drift"]["classes"]
+    assert (found["images"], found["images_before"]) == (120, 240)  # what this classifier has seen itself
+    assert len(alerts(last)) >= 1
+
+
+def test_a_damaged_manifest_of_a_classifier_that_nobody_uses_stops_no_night(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = {"a": figures(300)}
+    old = night(store, shards, classifier="old")
+    night(store, shards, classifier="new")
+    (Path(store.uri) / f"predictions-{old['fingerprint']}" / "manifest.json").write_text("{")
+    with caplog.at_level(logging.WARNING, "upl_ray"):
+        assert night(store, shards | {"b": figures(30)}, classifier="new")["growth"]["new"] == 30
+    assert "is damaged" in caplog.text
+
+
+def test_classifiers_that_refuse_other_images_take_turns_without_news(store: Store) -> None:
+    corpus = listing(store, shards := {"a": figures(300, rejected=5)})
+    label(corpus, shards, classifier="a")
+    label(corpus, {"a": figures(305)}, classifier="b")
+    for classifier in "abab":
+        again = label(corpus, shards if classifier == "a" else {"a": figures(305)}, classifier=classifier)
+        assert not again.changed

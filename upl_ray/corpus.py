@@ -4,15 +4,15 @@ A shard is an immutable listing of (image_id, version) under an id made from its
 it knows, puts new and changed images into new shards, and notes which rows of old shards are gone, so work that was
 done for a shard stays valid for ever. What is gone stays gone: the shard may have been embedded while the image was a
 missing file, so an image that comes back is listed in a new shard, whose id was never in use. So is one that was listed
-and away when it was read; see
-`rejected.forget_missing`.
+and away when it was read, once more.
 An archive's shards live and go with it: an unchanged one is not read again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Set
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,11 +24,12 @@ from upl_ray import archives, schema, sources
 from upl_ray.artifacts import IO_THREADS, Artifact, Store, fingerprint, open_filesystem
 from upl_ray.config import ConfigError, Source
 from upl_ray.demo import locate
-from upl_ray.manifests import URI_COLUMNS, Named, read_manifest
+from upl_ray.manifests import Named, names_images, read_manifest
 from upl_ray.sources import Found
-from upl_ray.storage import absolute, open_parquet
+from upl_ray.storage import absolute
 
 VERSION = 3  # raise when the same source lists other images
+MISSING_FOLDER = "missing"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ class Shard:
     removed: frozenset[str] = field(default_factory=frozenset)  # ids whose file was gone or changed since; only grows
     archive: str = ""  # the archive that all of its images lie in, relative to the root; empty for single files
     version: str = ""  # the archive's
-    named: bool = False  # by a manifest, which may name what was never there
 
     @property
     def state(self) -> str:
@@ -78,6 +78,16 @@ class Corpus:
         """Identity of that, and of what the source says about true labels."""
         return fingerprint(sorted([s.state, s.listing] for s in self.shards))
 
+    def note_missing(self, shard: Shard, images: Set[str]) -> None:
+        """Remember images of a shard that were away when they were read: the next listing lists them once more.
+
+        If all of them were, that stands: they were not there in the next attempt either, or a manifest names them in
+        vain. A local folder that is away is an error instead, see `read_images`.
+        """
+        if not shard.archive and images and len(images) < shard.rows - len(shard.removed):
+            name = f"{MISSING_FOLDER}/{shard.id}-{fingerprint(sorted(images))}.json"
+            self.artifact.write_sealed(name, {"images": sorted(images)})
+
     @property
     def name(self) -> str:
         """The addresses, for people."""
@@ -107,11 +117,12 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     before = artifact.manifest() or {"shards": {}}
     records, retired = before["shards"], set(before.get("retired", []))
     shards: dict[str, list[Shard]] = {}
+    missing = _missing(artifact)
     added = 0
     for root in roots:
         known = [shard_of(r) for r in records.get(root, [])]
         used = frozenset(retired | {s.id for s in known})
-        listing = _Listing(artifact, root, f"{root}/" if len(roots) > 1 else "", shard_size, used)
+        listing = _Listing(artifact, root, f"{root}/" if len(roots) > 1 else "", shard_size, used, missing)
         shards[root], new = listing.update(known, source)
         retired |= {s.id for s in known if not s.archive} - {s.id for s in shards[root]}
         added += new
@@ -120,6 +131,14 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     if new_records != records:
         artifact.finish(roots=list(roots), images=corpus.images, shards=new_records, retired=sorted(retired))
     return corpus
+
+
+def _missing(artifact: Artifact) -> dict[str, set[str]]:
+    """Shard id -> images that were away when they were read."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for name in artifact.store.names(artifact.name(MISSING_FOLDER)):
+        found[name.partition("-")[0]].update(artifact.read_sealed(f"{MISSING_FOLDER}/{name}")["images"])
+    return found
 
 
 def read_corpus(artifact: Artifact) -> Corpus:
@@ -147,11 +166,12 @@ class _Listing:
     prefix: str  # in front of every image id
     shard_size: int
     used: frozenset[str]  # ids of shards of single files that were there: something may have been made of them
+    missing: Mapping[str, Set[str]]  # shard id -> images that are to be listed once more
 
     def update(self, known: list[Shard], source: Source) -> tuple[list[Shard], int]:
         """The shards as they are now, and how many images are new."""
         found = sources.find(self.address)
-        manifests = found.form == "manifest" or (found.form == "parquet" and self._names_images(found))
+        manifests = found.form == "manifest" or (found.form == "parquet" and names_images(found))
         _check_labels(source, self.address, "manifest" if manifests else found.form)
         if manifests:
             named = self._read_manifests(found, source.roots)
@@ -170,28 +190,32 @@ class _Listing:
         self, known: list[Shard], root: str, new: dict[str, str], describe: Callable[[str], Named], named: bool = False
     ) -> tuple[list[Shard], int]:
         """Shards of single files, or of those that are `named`; `new` (image id -> version) is used up."""
-        shards = []
+        shards, again = [], []
         with ThreadPoolExecutor(IO_THREADS) as pool:
             columns = ["image_id", "version", "label", "file"] if named else ["image_id", "version"]
             read = partial(self.artifact.store.read_hashed, columns=columns)
             for shard, listing in zip(known, pool.map(read, [s.listing for s in known]), strict=True):
-                removed = set(shard.removed)
+                removed, missing = set(shard.removed), self.missing.get(shard.id, frozenset())
                 pairs = zip(listing["image_id"].to_pylist(), listing["version"].to_pylist(), strict=True)
                 for image_id, version in pairs:
                     if image_id in removed:
                         continue
-                    if new.get(image_id) == version:
-                        del new[image_id]
-                    else:  # gone or changed
+                    if new.get(image_id) != version:  # gone or changed
                         removed.add(image_id)
+                    elif image_id in missing:
+                        removed.add(image_id)
+                        again.append(image_id)
+                    else:
+                        del new[image_id]
                 if len(removed) < shard.rows:
                     name = self._refreshed(shard, listing, removed, describe) if named else shard.listing
                     shards.append(replace(shard, removed=frozenset(removed), listing=name))
-        added = sorted(new)
-        for first in range(0, len(added), self.shard_size):
-            ids = added[first : first + self.shard_size]
-            shards.append(self._write(root, _table(ids, [new[i] for i in ids], [describe(i) for i in ids]), named))
-        return shards, len(added)
+        # What is listed once more is kept apart: if all of it is missing again, that stands.
+        for added in (sorted(new.keys() - set(again)), sorted(again)):
+            for first in range(0, len(added), self.shard_size):
+                ids = added[first : first + self.shard_size]
+                shards.append(self._write(root, _table(ids, [new[i] for i in ids], [describe(i) for i in ids]), named))
+        return shards, len(new)
 
     def _refreshed(self, shard: Shard, listing: pa.Table, removed: Set[str], describe: Callable[[str], Named]) -> str:
         """The listing of a shard with the labels and places that the source gives now; its id stays, and all work."""
@@ -229,26 +253,7 @@ class _Listing:
         while digest in self.used and not archive:
             digest = hashlib.sha256(digest.encode()).hexdigest()[:16]
         name = self.artifact.store.write_hashed(self.artifact.name(f"shards/{digest}"), table)
-        return Shard(digest, len(rows), root, name, archive=archive, version=version, named=named)
-
-    def _names_images(self, found: Found) -> bool:
-        """True if Parquet files hold addresses of images; judged by the first one.
-
-        Raises:
-            ConfigError: it holds neither bytes nor addresses.
-        """
-        fs, root = open_filesystem(found.root)
-        with fs.open_input_file(f"{root}/{min(found.files)}") as file:
-            columns = open_parquet(file, min(found.files)).schema_arrow
-        if archives.bytes_column(columns):
-            return False
-        if not set(columns.names) & set(URI_COLUMNS):
-            raise ConfigError(
-                f"{min(found.files)!r} under {found.root!r} has no column of image bytes "
-                f"({', '.join(archives.BYTES_COLUMNS)}) or addresses ({', '.join(URI_COLUMNS)}); "
-                f"its columns are {', '.join(columns.names)}."
-            )
-        return True
+        return Shard(digest, len(rows), root, name, archive=archive, version=version)
 
     def _read_manifests(self, found: Found, roots: tuple[str, ...]) -> dict[str, Named]:
         fs, root = open_filesystem(found.root)

@@ -80,10 +80,11 @@ def embed(corpora: list[Corpus], specs: list[ClipSpec], compute: Compute, needed
             todo[missing].append(shard)
     for names, work in todo.items():  # usually one group; more after a backbone was added or a run was killed
         for pools in plan("features", [s for s in specs if s.name in names], compute):
-            _embed_pass(store, pools, work, compute)
+            _embed_pass(corpora, pools, work, compute)
 
 
-def _embed_pass(store: Store, pools: Pass, work: list[Shard], compute: Compute) -> None:
+def _embed_pass(corpora: list[Corpus], pools: Pass, work: list[Shard], compute: Compute) -> None:
+    store = corpora[0].artifact.store
     configure_data(compute)
     specs = [spec for spec, _ in pools]
     geometries = {s.geometry.key: s.geometry for s in specs}
@@ -101,7 +102,7 @@ def _embed_pass(store: Store, pools: Pass, work: list[Shard], compute: Compute) 
     write = partial(write_features, artifacts=artifacts)
     receipts = dataset.map_batches(write, batch_size=CHUNKS_PER_PART, batch_format="pandas")
     with in_one_sentence(compute, needs_of(pools)):
-        _commit(receipts.iter_rows(), artifacts, work)
+        _commit(receipts.iter_rows(), artifacts, corpora, work)
 
 
 def cut_spans(shards: list[Shard], chunk_size: int, actors: int) -> list[Row]:
@@ -182,8 +183,11 @@ def write_features(batch: Any, artifacts: dict[str, Artifact]) -> dict[str, list
     return {k: [r[k] for r in receipts] for k in receipts[0]}
 
 
-def _commit(receipts: Iterable[Row], artifacts: dict[str, Artifact], shards: list[Shard]) -> None:
+def _commit(
+    receipts: Iterable[Row], artifacts: dict[str, Artifact], corpora: list[Corpus], shards: list[Shard]
+) -> None:
     """Commit each (shard, backbone) as soon as its receipts cover it; what was written twice counts once."""
+    by_id = {s.id: s for s in shards}
     rows = {s.id: s.rows for s in shards}
     covered: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
     commits: dict[tuple[str, str], dict[str, Any]] = defaultdict(lambda: {"parts": [], "rejected": {}})
@@ -199,7 +203,16 @@ def _commit(receipts: Iterable[Row], artifacts: dict[str, Artifact], shards: lis
         if receipt["backbone"] == next(iter(artifacts)):
             progress.advance(sum(chunks.values()))
         if sum(covered[key].values()) == rows[key[0]]:
-            artifacts[key[1]].commit(key[0], rows=rows[key[0]], **commits.pop(key))
+            commit = commits.pop(key)
+            _note_missing(corpora, by_id[key[0]], commit["rejected"])
+            artifacts[key[1]].commit(key[0], rows=rows[key[0]], **commit)
     progress.finish()
     if commits:
         raise RuntimeError(f"Features of {len(commits)} (shard, backbone) pairs are incomplete; run the job again.")
+
+
+def _note_missing(corpora: list[Corpus], shard: Shard, rejected: dict[str, str]) -> None:
+    missing = {i for i, reason in rejected.items() if reason == MISSING and i not in shard.removed}
+    for corpus in corpora:
+        if missing and any(s.id == shard.id for s in corpus.shards):
+            corpus.note_missing(shard, missing)

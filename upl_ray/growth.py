@@ -29,23 +29,26 @@ def start(figures: dict[str, Figures]) -> Growth:
     return {"counts": _counts(figures), "seen": seen, "waiting": {}, "drift": {}, **about}
 
 
-def carry_over(growth: Growth, figures: dict[str, Figures], stale: bool = False) -> Growth:
+def carry_over(growth: Growth, figures: dict[str, Figures], own: Growth | None = None, stale: bool = False) -> Growth:
     """The same under another classifier, whose figures of the present shards are given.
 
-    Shards that were seen stay seen, and those that waited wait. What is gone has no figures by this classifier, so it
-    no longer counts. The last comparison stands: both of its sides were of one classifier.
+    Shards that were seen stay seen, and those that waited wait. What is gone has no figures by this classifier, and no
+    longer counts, unless this classifier has seen it itself. The last comparison stands: both of its sides were of one
+    classifier.
 
     Args:
         growth: not changed.
         figures: shard id -> figures.
+        own: this classifier's, from before the others' nights.
         stale: the shards are those of an older listing. Those that it lacks are known all the same, and those of them
             that waited will be new to this classifier.
     """
-    waiting = {i: figures[i] for i in growth["waiting"] if i in figures}
-    seen = total(figures[i] for i in sorted(figures) if i in growth["counts"] and i not in waiting)
-    lost = growth["waiting"].keys() - waiting.keys() if stale else ()
+    known = own["counts"].keys() - own["waiting"].keys() if own else set()
+    waiting = {i: figures[i] for i in growth["waiting"] if i in figures and i not in known}
+    others = [figures[i] for i in sorted(figures) if i in growth["counts"] and i not in waiting and i not in known]
+    lost = growth["waiting"].keys() - figures.keys() if stale else ()
     counts = {i: n for i, n in growth["counts"].items() if i not in lost}
-    return growth | {"counts": counts, "seen": seen, "waiting": waiting}
+    return growth | {"counts": counts, "seen": total([*others, *([own["seen"]] if own else [])]), "waiting": waiting}
 
 
 def grow(growth: Growth, figures: dict[str, Figures]) -> Growth:

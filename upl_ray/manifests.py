@@ -17,10 +17,10 @@ from urllib.parse import unquote
 import pyarrow.fs as pafs
 
 from upl_ray.addresses import flaw
-from upl_ray.archives import LABEL_COLUMNS, as_text
+from upl_ray.archives import BYTES_COLUMNS, LABEL_COLUMNS, as_text, bytes_column
 from upl_ray.config import ConfigError
-from upl_ray.sources import first_line
-from upl_ray.storage import PARQUET_ERRORS, open_parquet
+from upl_ray.sources import Found, first_line
+from upl_ray.storage import PARQUET_ERRORS, open_filesystem, open_parquet
 
 URI_COLUMNS = ("uri", "url", "path", "image", "image_path", "filepath", "filename", "file_name", "file")
 ID_COLUMNS = ("image_id", "id", "key")
@@ -69,6 +69,26 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
     if not found:
         raise ConfigError(f"The manifest {path!r} names no image; add at least one.")
     return found
+
+
+def names_images(found: Found) -> bool:
+    """True if Parquet files hold addresses of images; judged by the first one.
+
+    Raises:
+        ConfigError: it holds neither bytes nor addresses.
+    """
+    fs, root = open_filesystem(found.root)
+    with fs.open_input_file(f"{root}/{min(found.files)}") as file:
+        columns = open_parquet(file, min(found.files)).schema_arrow
+    if bytes_column(columns):
+        return False
+    if not set(columns.names) & set(URI_COLUMNS):
+        raise ConfigError(
+            f"{min(found.files)!r} under {found.root!r} has no column of image bytes "
+            f"({', '.join(BYTES_COLUMNS)}) or addresses ({', '.join(URI_COLUMNS)}); "
+            f"its columns are {', '.join(columns.names)}."
+        )
+    return True
 
 
 def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from upl_ray.predictions import publish
 from upl_ray.preflight import preflight
 from upl_ray.progress import duration
 from upl_ray.ray_cluster import RayCluster
-from upl_ray.rejected import by_reason, check_rejected, find_rejected, forget_missing
+from upl_ray.rejected import by_reason, check_rejected, find_rejected
 from upl_ray.report.page import PAGE, write_report
 from upl_ray.report.words import store_words
 from upl_ray.selection import select
@@ -84,7 +84,6 @@ def run(config: Config) -> dict[str, Any]:
     for chain in chains.values():
         store_words(chain.classifier, inputs.target)
     write_report(inputs.store)
-    forget_missing(inputs.corpus, rejected)
     log.info("%-12s %s in %s", "job", summary["status"], duration(summary["seconds"]))
     return summary
 
@@ -133,8 +132,6 @@ def embed_corpora(inputs: Inputs, chains: dict[str, Chain], cluster: RayCluster)
     found = find_rejected([feature_artifact(inputs.store, s) for s in specs], inputs.corpora)
     for corpus, rejected in zip(inputs.corpora, found, strict=True):
         check_rejected(inputs.store, corpus, rejected, "label.max_rejected", inputs.config.label.max_rejected)
-        if corpus is not inputs.corpus:  # predictions of that one are to be published first
-            forget_missing(corpus, rejected)
     return found[0]
 
 

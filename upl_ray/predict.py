@@ -30,7 +30,7 @@ from upl_ray.predictions import Published, prediction_artifact, publish
 from upl_ray.preflight import preflight
 from upl_ray.progress import duration
 from upl_ray.ray_cluster import RayCluster
-from upl_ray.rejected import by_reason, check_rejected, find_rejected, forget_missing
+from upl_ray.rejected import by_reason, check_rejected, find_rejected
 from upl_ray.section import told
 from upl_ray.sources import UNREACHABLE, first_line
 from upl_ray.storage import absolute
@@ -88,7 +88,6 @@ def _label(job: Predict, inputs: Inputs) -> dict[str, Any]:
             cluster.start("predictions")
         label.predict(todo, inputs.predictions, inputs.classifier, spec, compute)
     published = publish(inputs.predictions, corpus, rejected, inputs.classifier, job.drift)
-    forget_missing(corpus, rejected)
     if job.keep_features == "none":
         drop_features(inputs.features, corpus.shards)
     status = "done" if cluster.used else "already done"

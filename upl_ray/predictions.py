@@ -13,6 +13,7 @@ from upl_ray.corpus import Corpus, read_corpus
 from upl_ray.features import feature_artifact
 from upl_ray.figures import total
 from upl_ray.growth import Growth, carry_over, compare, grow, start
+from upl_ray.integrity import Damaged
 from upl_ray.predict_config import Drift
 from upl_ray.rejected import rejected_table
 
@@ -58,7 +59,7 @@ def publish(
     changed = not (own and last and last["fingerprint"] == artifact.fingerprint and here.items() <= own.items())
     # Of two runs at once, the one that listed later knows more: nothing that it knows must be lost.
     stale = read_corpus(corpus.artifact).digest != corpus.digest
-    facts = _facts(artifact, corpus, classifier, here, last, stale) if changed or not own else own
+    facts = _facts(artifact, corpus, classifier, here, last, own, stale) if changed or not own else own
     growth: Growth = facts["growth"]
     if limits:
         about = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "classifier": classifier.folder}
@@ -82,15 +83,16 @@ def _facts(
     classifier: Artifact,
     here: dict[str, Any],
     last: dict[str, Any] | None,
+    own: dict[str, Any] | None,
     stale: bool,
 ) -> dict[str, Any]:
-    """What the manifest says of the committed shards, `last` being the corpus' one before."""
+    """What the manifest says of the committed shards, `last` being the corpus' one before, by whatever classifier."""
     commits = artifact.read_commits(s.state for s in corpus.shards)
     figures = {shard.id: commit["figures"] for shard, commit in zip(corpus.shards, commits, strict=True)}
     growth = start(figures)
     if last:
         same = last["fingerprint"] == artifact.fingerprint
-        growth = last["growth"] if same else carry_over(last["growth"], figures, stale)
+        growth = last["growth"] if same else carry_over(last["growth"], figures, own and own["growth"], stale)
         growth = growth if stale else grow(growth, figures)
     return {
         "corpus": corpus.artifact.folder,
@@ -109,11 +111,15 @@ def _newest(artifact: Artifact, corpus: Corpus, own: dict[str, Any] | None) -> d
     for folder in store.folders():
         step, _, digest = folder.rpartition("-")
         if step == artifact.step and digest != artifact.fingerprint:
-            manifest = Artifact(store, step, digest).manifest()
+            try:
+                manifest = Artifact(store, step, digest).manifest()
+            except Damaged as error:  # nobody needs it, and who does is told
+                log.warning("%-12s %s", "predictions", error)
+                continue
             if manifest and manifest.get("corpus") == corpus.artifact.folder:  # those of earlier versions do not say it
                 found.append(manifest)
     newest = max(found, key=lambda m: int(m["growth"]["changes"]), default=None)  # the first of equals: its own
-    if own and newest and all(own[k] == newest[k] for k in ("shards", "rejected")):
+    if own and newest and own["shards"] == newest["shards"]:
         return own | {"growth": own["growth"] | {"changes": newest["growth"]["changes"]}}  # later than both
     return newest
 

@@ -54,7 +54,7 @@ def read_images(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).ma
             f"Images under {root} cannot be read now ({first_line(error)}); what is finished stays in storage, so run "
             f"the job again."
         ) from None
-    if rows and all(f == MISSING for f in found) and _is_away(root):
+    if rows and all(f == MISSING for f in found) and _are_away(root, [r["file"] for r in rows]):
         raise JobError(
             f"None of {len(found)} listed images is found under {root} on this machine, for example "
             f"{rows[0]['image_id']}; every node must reach the same folder."
@@ -62,13 +62,13 @@ def read_images(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).ma
     return found
 
 
-def _is_away(root: str) -> bool:
-    """Whether a local folder is not there, or empty, as one is that lost what was mounted on it."""
-    fs, path = _filesystem(root)
-    if not isinstance(fs, pafs.LocalFileSystem):
+def _are_away(root: str, files: list[str]) -> bool:
+    """Whether the local folder of these files is not there, or empty, as one is that lost what was mounted on it."""
+    places = [_address(root, file) for file in files]
+    if not all(isinstance(fs, pafs.LocalFileSystem) for fs, _ in places):
         return False  # a server that says so knows
     try:
-        with os.scandir(path) as entries:
+        with os.scandir(os.path.commonpath([os.path.dirname(path) for _, path in places])) as entries:
             return next(entries, None) is None
     except OSError:
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
@@ -13,7 +13,6 @@ from upl_ray.artifacts import Artifact, Store
 from upl_ray.config import JobError
 from upl_ray.corpus import Corpus
 from upl_ray.features import rejected_images
-from upl_ray.web import MISSING
 
 log = logging.getLogger(__name__)
 
@@ -43,39 +42,12 @@ def check_rejected(store: Store, corpus: Corpus, rejected: dict[str, str], field
     log.warning("%-12s %d images of %s (%.2f %%): %s", "rejected", len(rejected), corpus.name, 100 * share, reasons)
     if share > limit:
         store.write_table("rejected.parquet", rejected_table(rejected))
-        forget_missing(corpus, rejected)
         first = "; ".join(f"{i!r}: {r}" for i, r in sorted(rejected.items())[:3])
         raise JobError(
             f"{len(rejected)} of {corpus.images} images under {corpus.name} are unreadable, more than "
             f"{field} = {limit}; mend them or raise it. "
             f"All are in {store.join('rejected.parquet')}; the first: {first}."
         )
-
-
-def forget_missing(corpus: Corpus, rejected: Mapping[str, str]) -> None:
-    """Take listed images that were away when they were read for gone: the next listing that finds them lists them anew.
-
-    To be called when nothing more is made of the corpus. What a manifest names may never have been there; it is looked
-    for again when its version changes.
-
-    Args:
-        corpus: as it was listed.
-        rejected: image id -> reason.
-    """
-    missing = {i for i, reason in rejected.items() if reason == MISSING}
-    manifest = corpus.artifact.manifest()
-    if not missing or manifest is None:
-        return
-    records, retired = manifest["shards"], set(manifest.get("retired", []))
-    for shard in (s for s in corpus.shards if not (s.named or s.archive)):
-        away = missing.intersection(corpus.listing(shard, ["image_id"])["image_id"].to_pylist())
-        for record in (r for of_root in records.values() for r in of_root if away and r["id"] == shard.id):
-            record["removed"] = sorted({*record["removed"], *away})
-            if len(record["removed"]) == shard.rows:
-                retired.add(shard.id)
-    shards = {root: [r for r in of_root if r["id"] not in retired] for root, of_root in records.items()}
-    images = sum(r["rows"] - len(r["removed"]) for of_root in shards.values() for r in of_root)
-    corpus.artifact.finish(roots=manifest["roots"], images=images, shards=shards, retired=sorted(retired))
 
 
 def by_reason(rejected: dict[str, str]) -> dict[str, int]:

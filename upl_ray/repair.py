@@ -56,7 +56,7 @@ def _folders(store: Store) -> Iterator[str]:
 def _damaged(artifact: Artifact, names: list[str]) -> list[str]:
     """Damaged files of an artifact, which are taken away with all that says they are there."""
     commits = [n for n in names if n.startswith("commits/")]
-    alone = [n for n in names if n.startswith(("checkpoints/", "prompts/", "dropped/"))]
+    alone = [n for n in names if n.startswith(("checkpoints/", "prompts/", "dropped/", "missing/"))]
     bad = _bad_files(artifact, alone, _check_alone) | _bad_files(artifact, commits, _check_commit)
     if "manifest.json" in names:
         closed = artifact.step in CLOSED and any(n.startswith(("commits/", "prompts/")) for n in bad)
