@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from chromium import LOOKS, SHOWN, Page, filter_to_one_class, find_chromium, look_around, nothing_wrong, visit
-from test_report import FILE_NAMES, NASTY, write_images
+from report_pages import FILE_NAMES, NASTY, write_images
 
 from benchmarks.report import write_images as write_photographs
 from benchmarks.synthetic_run import SyntheticRun

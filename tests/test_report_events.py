@@ -7,10 +7,10 @@ import struct
 from pathlib import Path
 
 import pytest
+from report_pages import write_images
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.proto.summary_pb2 import Summary
-from test_report import write_images
 
 from benchmarks.synthetic_run import SyntheticRun
 from upl_ray.artifacts import Artifact
