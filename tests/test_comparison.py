@@ -23,6 +23,7 @@ from upl_ray.config import Config, ConfigError, Source, Train
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.features import feature_table
 from upl_ray.methods.few_shot import draw
+from upl_ray.methods.tip_adapter import search_of
 from upl_ray.metrics import paired_interval
 from upl_ray.plots import ablation_png, comparison_png
 from upl_ray.published import published
@@ -112,15 +113,17 @@ def test_a_fit_is_known_by_its_samples_and_its_method_s_version(
     store = corpus.artifact.store
     images = Images(Artifact(store, "features-x", "0"), {"scored": corpus.shards})
 
-    def folder(method: str, gathered: str, shots: str = "0") -> str:
+    def folder(method: str, gathered: str, shots: str = "0", dataset: str = "") -> str:
         names = {"shots": shots, "views": "0", "validation": "0", "gathered": gathered, "text": "0"}
         samples = Samples(**{step: Artifact(store, step, digest) for step, digest in names.items()})
-        return few_shot_run(method, samples, images, 0, Train()).artifacts[0].folder
+        return few_shot_run(method, samples, images, 0, Train(), search_of(dataset)).artifacts[0].folder
 
     before = {m: folder(m, "of-five-shots") for m in FEW_SHOT_VERSIONS}
     assert len(set(before.values())) == 4
     assert {m: folder(m, "of-two-shots") for m in FEW_SHOT_VERSIONS} == before  # where features lie decides nothing
     assert not {folder(m, "of-five-shots", "1") for m in FEW_SHOT_VERSIONS} & set(before.values())
+    other_grid = {m for m in FEW_SHOT_VERSIONS if folder(m, "of-five-shots", dataset="dtd") != before[m]}
+    assert other_grid == {"tip-adapter", "tip-adapter-f"}
     monkeypatch.setitem(FEW_SHOT_VERSIONS, "tip-adapter", FEW_SHOT_VERSIONS["tip-adapter"] + 1)
     changed = {m for m in FEW_SHOT_VERSIONS if folder(m, "of-five-shots") != before[m]}
     assert changed == {"tip-adapter"}

@@ -24,6 +24,7 @@ from upl_ray.config import Config, ConfigError
 from upl_ray.methods.few_shot import VALIDATION_SHOTS, draw, held_out
 from upl_ray.methods.prompts import coop_recipe
 from upl_ray.methods.templates import read_templates
+from upl_ray.methods.tip_adapter import search_of
 from upl_ray.pipeline import label_corpora
 from upl_ray.plots import comparison_png
 from upl_ray.progress import duration
@@ -153,7 +154,7 @@ def _with_labels(study: Study, drawn: Draws) -> list[Cell]:
                 run, (artifact,) = prompt_run(task, images, [(1, "probabilities")])
             else:
                 samples = Samples(shots, task.views, validation, gathered, text)
-                run = few_shot_run(method, samples, images, seed, recipe)
+                run = few_shot_run(method, samples, images, seed, recipe, search_of(config.dataset.name))
                 (artifact,) = run.artifacts
             found.append(Cell(method, k, artifact, run))
     gather = Run((gathered,), partial(gather_features, gathered, images.features, selections, inputs.corpora))

@@ -8,7 +8,7 @@ Shapes: N images, C classes, D feature width, S members.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -165,39 +165,48 @@ def _learn_and_classify(
         artifact.finish(files=files, members=task.artifact.folder, count=count, average=average)
 
 
-def few_shot_run(name: str, samples: Samples, images: Images, seed: int, recipe: Train) -> Run:
-    """Fit a method with labels and classify with it."""
+def few_shot_run(
+    name: str, samples: Samples, images: Images, seed: int, recipe: Train, search: tip_adapter.Search
+) -> Run:
+    """Fit a method with labels and classify with it; CLIP-Adapter follows the recipe, Tip-Adapter the search."""
+    settings = {"clip-adapter": recipe.model_dump(), "tip-adapter": asdict(search), "tip-adapter-f": asdict(search)}
     identity = {
         "version": [VERSION, FEW_SHOT_VERSIONS[name]],
         "method": name,
-        "recipe": recipe.model_dump() if name == "clip-adapter" else None,
+        "recipe": settings.get(name),
         "seed": seed if name in ("clip-adapter", "tip-adapter-f") else None,
         "samples": {f: a.fingerprint for f, a in vars(samples).items() if f != "gathered"},  # only where they lie
         **images.identity(),
     }
     artifact = Artifact(samples.shots.store, "method", fingerprint(identity))
-    return Run((artifact,), partial(_fit_and_classify, name, samples, images, seed, recipe, artifact))
+    return Run((artifact,), partial(_fit_and_classify, name, samples, images, seed, recipe, search, artifact))
 
 
 def _fit_and_classify(
-    name: str, samples: Samples, images: Images, seed: int, recipe: Train, artifact: Artifact
+    name: str,
+    samples: Samples,
+    images: Images,
+    seed: int,
+    recipe: Train,
+    search: tip_adapter.Search,
+    artifact: Artifact,
 ) -> None:
     data = read_few_shot(samples)
-    fitted = fit(name, data, seed, recipe)
+    fitted = fit(name, data, seed, recipe, search)
     files = write_predictions(artifact, images, fitted.logits, len(data.text_features))
     counts = {"shots": len(data.labels), "validation": len(data.validation_labels)}
     artifact.finish(files=files, method=name, chosen=fitted.chosen, **counts)
 
 
-def fit(name: str, data: FewShot, seed: int, recipe: Train) -> Fitted:
+def fit(name: str, data: FewShot, seed: int, recipe: Train, search: tip_adapter.Search) -> Fitted:
     """Fit a method by its name."""
+    if name == "linear-probe":
+        return linear_probe.linear_probe(data, seed)
     if name == "clip-adapter":
         return clip_adapter.clip_adapter(data, seed, recipe)
-    return {
-        "linear-probe": linear_probe.linear_probe,
-        "tip-adapter": tip_adapter.tip_adapter,
-        "tip-adapter-f": tip_adapter.tip_adapter_f,
-    }[name](data, seed)
+    return {"tip-adapter": tip_adapter.tip_adapter, "tip-adapter-f": tip_adapter.tip_adapter_f}[name](
+        data, seed, search
+    )
 
 
 def read_few_shot(samples: Samples) -> FewShot:
