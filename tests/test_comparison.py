@@ -25,7 +25,6 @@ from upl_ray.features import feature_table
 from upl_ray.methods.few_shot import draw
 from upl_ray.methods.tip_adapter import search_of
 from upl_ray.metrics import paired_interval
-from upl_ray.plots import ablation_png, comparison_png
 from upl_ray.published import published
 from upl_ray.runs import FEW_SHOT_VERSIONS, Images, Samples, few_shot_run
 from upl_ray.samples import (
@@ -288,12 +287,3 @@ def test_the_published_figures_are_those_of_the_papers() -> None:
     coop, tip, tip_f = ([published("", m, k)[1] for k in (2, 4, 8)] for m in ("coop", "tip-adapter", "tip-adapter-f"))
     assert (coop[0], tip[1], tip_f[2]) == pytest.approx((0.6221, 0.6654, 0.7245))
     assert published("", "linear-probe", 4) == (None, None)
-
-
-def test_plots_are_pictures_of_what_was_run() -> None:
-    rows, true = example()
-    picture = Image.open(io.BytesIO(comparison_png(summarize(rows, true, "", 500), "a title")))
-    assert min(picture.size) > 400
-    point = {"factor": "top-K", "value": "4", "accuracy": {"mean": 0.5, "deviation": None}, "precision": None}
-    points = [point, {**point, "value": "8"}, {**point, "factor": "labels", "precision": 0.9}]
-    assert min(Image.open(io.BytesIO(ablation_png(points, "a title"))).size) > 300

@@ -25,7 +25,7 @@ from upl_ray.clip_spec import ClipSpec
 from upl_ray.comparison import difference, difference_text, spread, spread_text, to_csv, to_markdown
 from upl_ray.config import Config, Train, Views
 from upl_ray.pipeline import label_corpora, select_images
-from upl_ray.plots import ablation_png
+from upl_ray.plots import ablation_figure, to_png
 from upl_ray.progress import duration
 from upl_ray.runs import Average, Run, prompt_run, read_predictions, run_all, unfinished_runs
 from upl_ray.samples import write_above_threshold
@@ -102,8 +102,9 @@ def points_of(study: Study) -> Iterator[Point]:
             above = _above(study, labelers, threshold)
             yield replace(base, factor="selection", value=f"≥ {threshold:g}, {name}", selection=above)
     for labelers in labelers_of(study):
+        fused = len(labelers) == len(everyone) > 1
         names = "+".join(s.name for s in labelers)
-        yield replace(base, factor="labels", value=names, selection=_top_k(study, labelers))
+        yield replace(base, factor="labels", value="all fused" if fused else names, selection=_top_k(study, labelers))
     for n in _with(grid.n_ctx, config.train.n_ctx):
         recipe = config.train.model_copy(update={"n_ctx": n})
         yield replace(base, factor="context length", value=str(n), recipe=recipe)
@@ -198,7 +199,7 @@ def write_ablation(study: Study, trained: list[Trained]) -> Artifact:
         artifact.store.write(artifact.name("ablation.csv"), to_csv(lines).encode())
         artifact.store.write_json(artifact.name("ablation.json"), records)
         title = f"{inputs.target.name}: one change at a time, mean and deviation over {config.ablate.seeds} runs"
-        artifact.store.write(artifact.name("ablation.png"), ablation_png(records, title))
+        artifact.store.write(artifact.name("ablation.png"), to_png(ablation_figure(records, title)))
         artifact.finish(target=inputs.target.name, rows=records)
     return artifact
 

@@ -26,7 +26,7 @@ from upl_ray.methods.prompts import coop_recipe
 from upl_ray.methods.templates import read_templates
 from upl_ray.methods.tip_adapter import search_of
 from upl_ray.pipeline import label_corpora
-from upl_ray.plots import comparison_png
+from upl_ray.plots import comparison_figure, to_png
 from upl_ray.progress import duration
 from upl_ray.rejected import find_rejected
 from upl_ray.runs import Run, Samples, few_shot_run, prompt_run, run_all, unfinished_runs
@@ -214,7 +214,7 @@ def write_table(study: Study, found: list[Cell]) -> tuple[Artifact, list[list[st
         store.write(artifact.name("comparison.md"), (to_markdown(lines) + "\n").encode())
         store.write(artifact.name("comparison.csv"), to_csv(lines).encode())
         store.write_json(artifact.name("comparison.json"), records)
-        store.write(artifact.name("comparison.png"), comparison_png(records, title))
+        store.write(artifact.name("comparison.png"), to_png(comparison_figure(records, title)))
         artifact.finish(images=len(ids), target=inputs.target.name, rows=records)
     manifest = artifact.manifest()
     assert manifest is not None
