@@ -22,11 +22,12 @@ from upl_ray.comparison import Row, cells, summarize, to_csv, to_markdown
 from upl_ray.config import Config, ConfigError, Source, Train
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.features import feature_table
+from upl_ray.few_shot_runs import FEW_SHOT_VERSIONS, Samples, few_shot_run
 from upl_ray.methods.few_shot import draw
 from upl_ray.methods.tip_adapter import search_of
 from upl_ray.metrics import paired_interval
 from upl_ray.published import published
-from upl_ray.runs import FEW_SHOT_VERSIONS, Images, Samples, few_shot_run
+from upl_ray.runs import Images
 from upl_ray.samples import (
     gather_features,
     gathered_artifact,
@@ -110,7 +111,7 @@ def test_a_fit_is_known_by_its_samples_and_its_method_s_version(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = corpus.artifact.store
-    images = Images(Artifact(store, "features-x", "0"), {"scored": corpus.shards})
+    images = Images(Artifact(store, "features-x", "0"), {"scored": corpus.shards}, 4)
 
     def folder(method: str, gathered: str, shots: str = "0", dataset: str = "") -> str:
         names = {"shots": shots, "views": "0", "validation": "0", "gathered": gathered, "text": "0"}
@@ -204,6 +205,8 @@ def test_views_of_a_selection_are_rows_and_columns_of_a_bank(corpus: Corpus) -> 
         chosen = read_samples(selection)
         assert labels.tolist() == list(chosen.values())
         np.testing.assert_array_equal(features.numpy(), [vectors[i][:count] for i in chosen])
+        few, _ = read_views(mine, selection, most=2)
+        np.testing.assert_array_equal(few.numpy(), [vectors[i][: min(count, 2)] for i in chosen])
 
 
 # Intervals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -12,11 +13,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from upl_ray.config import Train
+from upl_ray.few_shot_runs import MOST_VIEWS, fit
 from upl_ray.methods import clip_adapter, linear_probe, tip_adapter
 from upl_ray.methods.few_shot import FewShot, Fitted, accuracy
 from upl_ray.methods.prompts import coop_recipe
 from upl_ray.prompt_learner import epoch_batches, learning_rate, view_orders
-from upl_ray.runs import fit
 from upl_ray.study_config import DatasetName
 from upl_ray.zero_shot import probabilities
 
@@ -275,3 +276,16 @@ def test_a_method_repeats_itself_and_learns_from_its_samples(name: str, data: Fe
     assert first.chosen == again.chosen != {}
     zero_shot = accuracy(data.features @ data.text_features.T, data.labels)
     assert accuracy(first.logits(data.features), data.labels) > zero_shot
+
+
+@pytest.mark.parametrize("name", ["linear-probe", "clip-adapter", "tip-adapter", "tip-adapter-f"])
+def test_a_method_gives_bitwise_the_same_with_only_the_views_that_it_reads_in_half_precision(
+    name: str, data: FewShot
+) -> None:
+    stored = data.views.half()
+    few = stored[:, : MOST_VIEWS.get(name, 12)]
+    assert few.shape[1] == {"linear-probe": 0, "tip-adapter": 10}.get(name, 12)
+    recipe, search = coop_recipe(1, "", 3), tip_adapter.search_of("")
+    all_of_them, needed = (fit(name, replace(data, views=v), 3, recipe, search) for v in (stored.float(), few))
+    assert torch.equal(all_of_them.logits(data.features), needed.logits(data.features))
+    assert all_of_them.chosen == needed.chosen

@@ -21,6 +21,7 @@ from upl_ray.artifacts import Artifact, fingerprint
 from upl_ray.bank import share_views
 from upl_ray.comparison import Row, cells, summarize, to_csv, to_markdown
 from upl_ray.config import Config, ConfigError
+from upl_ray.few_shot_runs import Samples, few_shot_run
 from upl_ray.methods.few_shot import VALIDATION_SHOTS, draw, held_out
 from upl_ray.methods.prompts import coop_recipe
 from upl_ray.methods.templates import read_templates
@@ -29,7 +30,7 @@ from upl_ray.pipeline import label_corpora
 from upl_ray.plots import comparison_figure, to_png
 from upl_ray.progress import duration
 from upl_ray.rejected import find_rejected
-from upl_ray.runs import Run, Samples, few_shot_run, prompt_run, run_all, unfinished_runs
+from upl_ray.runs import Run, prompt_run, run_all, unfinished_runs
 from upl_ray.samples import Pool, gather_features, gathered_artifact, read_pool, write_above_threshold, write_samples
 from upl_ray.studies import Cell, Study, open_study, prompt_task, study_inputs, true_labels_of, votes_of
 from upl_ray.study_config import FewShotName
