@@ -24,6 +24,7 @@ from upl_ray.bank import share_views
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.comparison import difference, difference_text, spread, spread_text, to_csv, to_markdown
 from upl_ray.config import Config, Train, Views
+from upl_ray.inputs import check_context
 from upl_ray.pipeline import label_corpora, select_images
 from upl_ray.plots import ablation_figure, to_png
 from upl_ray.progress import duration
@@ -67,10 +68,15 @@ def ablate(config: Config) -> dict[str, Any]:
     """Run what is missing, write table and plots to storage and return a summary.
 
     Raises:
-        ConfigError, JobError: see `studies.study_inputs` and `studies.open_study`.
+        ConfigError: a class name does not fit beside one of `ablate.n_ctx`, or see `studies.study_inputs`.
+        JobError: see `studies.open_study`.
     """
     started = time.monotonic()
-    study = open_study(study_inputs(config))
+    inputs = study_inputs(config)
+    for n in config.ablate.n_ctx:
+        recipe = config.train.model_copy(update={"n_ctx": n})
+        check_context(inputs.target, inputs.classnames, recipe, f"drop {n} from ablate.n_ctx")
+    study = open_study(inputs)
     points = [p for p in points_of(study) if (p.selection.manifest() or {})["images"]]
     share_views(study.inputs, [(p.selection, p.views) for p in points], study.cluster)
     runs, trained = plan_runs(study, points)
