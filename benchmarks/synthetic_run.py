@@ -34,7 +34,7 @@ class SyntheticRun:
     """What to make up."""
 
     storage: Path
-    images: Path  # a folder of image files, the first sub-folder of each is its true class; or the root of a data set
+    images: Path  # image files in folders of their classes (names or numbers), or the root of a data set
     classnames: tuple[str, ...]
     variants: tuple[str, ...] = ("upl*", "upl")
     labels: str = "folders"
@@ -153,9 +153,13 @@ class SyntheticRun:
         allowed = np.array([i for i in range(c) if i not in self.starved])
         return np.where(np.isin(labels, self.starved), allowed[labels % len(allowed)], labels).astype(np.int32)
 
+    def _true(self, ids: list[str]) -> npt.NDArray[np.int64]:
+        folders = [i.split("/")[0] for i in ids]
+        return np.array([self.classnames.index(f) if f in self.classnames else int(f) for f in folders])
+
     def _pseudo(self, ids: list[str], n_labelers: int, rng: np.random.Generator) -> pa.Table:
         ids = [i for i in ids if i not in self.rejected]
-        true = np.array([self.classnames.index(i.split("/")[0]) for i in ids])
+        true = self._true(ids)
         own = np.stack([self._drawn(true, 0.3 + 0.1 * b, rng) for b in range(n_labelers)], axis=1)
         confidence = rng.beta(4, 2, (len(ids), n_labelers)).astype(np.float32)
         columns = [ids, own[:, 0], confidence.mean(axis=1), own.tolist(), confidence.tolist()]
@@ -163,7 +167,7 @@ class SyntheticRun:
 
     def _predictions(self, pseudo: pa.Table, rng: np.random.Generator) -> pa.Table:
         ids = pseudo["image_id"].to_pylist()
-        true = np.array([self.classnames.index(i.split("/")[0]) for i in ids])
+        true = self._true(ids)
         members = np.stack([self._drawn(true, 0.2, rng) for _ in range(self.members)], axis=1)
         names = [self.classnames[i] for i in members[:, 0]]
         confidence = rng.beta(5, 2, len(ids)).astype(np.float32)

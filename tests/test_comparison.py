@@ -22,11 +22,12 @@ from upl_ray.comparison import Row, cells, summarize, to_csv, to_markdown
 from upl_ray.config import Config, ConfigError, Source, Train
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.features import feature_table
+from upl_ray.few_shot_runs import FEW_SHOT_VERSIONS, Samples, few_shot_run
 from upl_ray.methods.few_shot import draw
+from upl_ray.methods.tip_adapter import search_of
 from upl_ray.metrics import paired_interval
-from upl_ray.plots import ablation_png, comparison_png
 from upl_ray.published import published
-from upl_ray.runs import FEW_SHOT_VERSIONS, Images, Samples, few_shot_run
+from upl_ray.runs import Images
 from upl_ray.samples import (
     gather_features,
     gathered_artifact,
@@ -110,17 +111,19 @@ def test_a_fit_is_known_by_its_samples_and_its_method_s_version(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = corpus.artifact.store
-    images = Images(Artifact(store, "features-x", "0"), {"scored": corpus.shards})
+    images = Images(Artifact(store, "features-x", "0"), {"scored": corpus.shards}, 4)
 
-    def folder(method: str, gathered: str, shots: str = "0") -> str:
+    def folder(method: str, gathered: str, shots: str = "0", dataset: str = "") -> str:
         names = {"shots": shots, "views": "0", "validation": "0", "gathered": gathered, "text": "0"}
         samples = Samples(**{step: Artifact(store, step, digest) for step, digest in names.items()})
-        return few_shot_run(method, samples, images, 0, Train()).artifacts[0].folder
+        return few_shot_run(method, samples, images, 0, Train(), search_of(dataset)).artifacts[0].folder
 
     before = {m: folder(m, "of-five-shots") for m in FEW_SHOT_VERSIONS}
     assert len(set(before.values())) == 4
     assert {m: folder(m, "of-two-shots") for m in FEW_SHOT_VERSIONS} == before  # where features lie decides nothing
     assert not {folder(m, "of-five-shots", "1") for m in FEW_SHOT_VERSIONS} & set(before.values())
+    other_grid = {m for m in FEW_SHOT_VERSIONS if folder(m, "of-five-shots", dataset="dtd") != before[m]}
+    assert other_grid == {"tip-adapter", "tip-adapter-f"}
     monkeypatch.setitem(FEW_SHOT_VERSIONS, "tip-adapter", FEW_SHOT_VERSIONS["tip-adapter"] + 1)
     changed = {m for m in FEW_SHOT_VERSIONS if folder(m, "of-five-shots") != before[m]}
     assert changed == {"tip-adapter"}
@@ -202,6 +205,8 @@ def test_views_of_a_selection_are_rows_and_columns_of_a_bank(corpus: Corpus) -> 
         chosen = read_samples(selection)
         assert labels.tolist() == list(chosen.values())
         np.testing.assert_array_equal(features.numpy(), [vectors[i][:count] for i in chosen])
+        few, _ = read_views(mine, selection, most=2)
+        np.testing.assert_array_equal(few.numpy(), [vectors[i][: min(count, 2)] for i in chosen])
 
 
 # Intervals
@@ -285,12 +290,3 @@ def test_the_published_figures_are_those_of_the_papers() -> None:
     coop, tip, tip_f = ([published("", m, k)[1] for k in (2, 4, 8)] for m in ("coop", "tip-adapter", "tip-adapter-f"))
     assert (coop[0], tip[1], tip_f[2]) == pytest.approx((0.6221, 0.6654, 0.7245))
     assert published("", "linear-probe", 4) == (None, None)
-
-
-def test_plots_are_pictures_of_what_was_run() -> None:
-    rows, true = example()
-    picture = Image.open(io.BytesIO(comparison_png(summarize(rows, true, "", 500), "a title")))
-    assert min(picture.size) > 400
-    point = {"factor": "top-K", "value": "4", "accuracy": {"mean": 0.5, "deviation": None}, "precision": None}
-    points = [point, {**point, "value": "8"}, {**point, "factor": "labels", "precision": 0.9}]
-    assert min(Image.open(io.BytesIO(ablation_png(points, "a title"))).size) > 300

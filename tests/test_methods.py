@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from conftest import resolve_folder, write_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from upl_ray.config import ConfigError, Train
+from upl_ray.config import Train
+from upl_ray.few_shot_runs import MOST_VIEWS, fit
 from upl_ray.methods import clip_adapter, linear_probe, tip_adapter
-from upl_ray.methods.few_shot import FewShot, Fitted, accuracy, draw, held_out
+from upl_ray.methods.few_shot import FewShot, Fitted, accuracy
 from upl_ray.methods.prompts import coop_recipe
-from upl_ray.methods.templates import read_templates
 from upl_ray.prompt_learner import epoch_batches, learning_rate, view_orders
-from upl_ray.runs import fit
-from upl_ray.zero_shot import average_templates, probabilities
+from upl_ray.study_config import DatasetName
+from upl_ray.zero_shot import probabilities
 
 C, D, SCALE = 4, 12, 20.0
 
@@ -48,70 +47,6 @@ def data() -> FewShot:
 @pytest.fixture(scope="module")
 def test_images(data: FewShot) -> Tensor:
     return normalize(torch.randn(50, D, generator=torch.Generator().manual_seed(9)), dim=-1)
-
-
-# Templates
-
-
-def test_a_template_ensemble_is_the_normalised_mean_of_each_template_s_features() -> None:
-    features = normalize(torch.randn(5, C, D, generator=torch.Generator().manual_seed(1)), dim=-1)
-    averaged = average_templates(features)
-    for c in range(C):
-        total = [sum(float(features[t, c, d]) for t in range(5)) / 5 for d in range(D)]
-        length = math.sqrt(sum(x * x for x in total))
-        assert averaged[c].tolist() == pytest.approx([x / length for x in total], abs=1e-6)
-    torch.testing.assert_close(average_templates(features[:1]), features[0])
-
-
-def test_it_equals_open_clip_s_zero_shot_classifier(small_clip: open_clip.CLIP) -> None:
-    templates, names = ("a photo of a {}.", "art of {}", "{}"), ("cat", "red car")
-    ours = average_templates(
-        torch.stack([small_clip.encode_texts([t.replace("{}", n) for n in names]) for t in templates])
-    )
-    theirs = open_clip.build_zero_shot_classifier(
-        small_clip.model, small_clip.tokenizer, names, [t.format for t in templates], device="cpu"
-    )
-    torch.testing.assert_close(ours, theirs.T, rtol=0, atol=1e-6)
-
-
-def test_templates_are_imagenet_s_a_file_s_or_given(tmp_path: Path) -> None:
-    spec = resolve_folder(write_model(tmp_path / "model", text={"context_length": 40}))
-    names = ("cat", "dog")
-    assert len(read_templates("imagenet", spec, names)) == 80
-    assert "a bad photo of a {}." in read_templates("imagenet", spec, names)
-    (tmp_path / "templates.txt").write_text("a {}.\n\nthe {}\n")
-    assert read_templates(str(tmp_path / "templates.txt"), spec, names) == ("a {}.", "the {}")
-    assert read_templates(("one {}",), spec, names) == ("one {}",)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_templates(str(tmp_path / "none.txt"), spec, names)
-    with pytest.raises(ConfigError, match=r"compare.templates 'foo://x/y' cannot be read .*give a text file"):
-        read_templates("foo://x/y", spec, names)
-    with pytest.raises(ConfigError, match="exactly one"):
-        read_templates(("a photo",), spec, names)
-    with pytest.raises(ConfigError, match="does not fit"):
-        read_templates(("a {} " + 50 * "long ",), spec, names)
-
-
-# Samples
-
-
-def test_draws_are_nested_balanced_and_never_unlabeled() -> None:
-    labels = np.array([2, 0, -1, 0, 0, 2, 0, 1, -1, 0])
-    for seed in range(5):
-        most = draw(labels, 3, seed)
-        assert [len(rows) for rows in most] == [3, 1, 2]  # all of a class that has fewer
-        for c, rows in enumerate(most):
-            assert set(labels[rows]) == {c}
-            assert len(set(rows.tolist())) == len(rows)
-            for k in (1, 2):
-                assert draw(labels, k, seed)[c].tolist() == rows[:k].tolist()
-    pairs = {tuple(draw(labels, 2, seed, v)[0].tolist()) for seed in range(20) for v in (False, True)}
-    assert len(pairs) > 10  # of the 20 ordered pairs of five images
-
-
-def test_a_fifth_of_ids_is_held_out_whatever_else_there_is() -> None:
-    share = np.mean([held_out(f"folder/{i}.jpg") for i in range(20_000)])
-    assert share == pytest.approx(0.2, abs=4 * math.sqrt(0.2 * 0.8 / 20_000))
 
 
 # Linear probe
@@ -250,40 +185,81 @@ def test_its_logits_are_the_formula_s(data: FewShot, test_images: Tensor, alpha:
         torch.testing.assert_close(ours.softmax(1), probabilities(test_images, data.text_features, SCALE))
 
 
-def test_its_search_is_the_authors_grid_on_validation(data: FewShot, test_images: Tensor) -> None:
-    assert (tip_adapter.ALPHAS[0], tip_adapter.BETAS[0]) == (0.1, 0.1)
-    assert (tip_adapter.ALPHAS[-1], tip_adapter.BETAS[-1]) == pytest.approx((2.855, 6.9655))
-    assert (len(tip_adapter.ALPHAS), len(tip_adapter.BETAS)) == (20, 200)
-    fitted = tip_adapter.tip_adapter(data)
+# search_scale (beta, alpha), init_beta, init_alpha and train_epoch of the authors' configs/*.yaml
+AUTHORS = {
+    "imagenet": ((7, 3), 1, 1.17, 20),
+    "caltech101": ((12, 5), 1, 3, 20),
+    "dtd": ((13, 13), 1, 2, 20),
+    "eurosat": ((12, 10), 1, 2, 100),
+    "fgvc_aircraft": ((30, 30), 1, 5, 20),
+    "food101": ((10, 10), 1, 1.17, 20),
+    "oxford_flowers": ((50, 50), 1, 10, 20),
+    "oxford_pets": ((7, 3), 1, 1.17, 20),
+    "stanford_cars": ((20, 10), 1, 3, 20),
+    "sun397": ((12, 10), 1, 1.17, 20),
+    "ucf101": ((7, 3), 1, 3, 20),
+}
+
+
+@pytest.mark.parametrize("dataset", [name for name in get_args(DatasetName) if name])
+def test_every_data_set_has_its_own_grid_of_the_authors_code(dataset: str) -> None:
+    """Their grids: `i * (scale - 0.1) / step + 0.1`, 200 steps of beta and 20 of alpha."""
+    (beta, alpha), init_beta, init_alpha, epochs = AUTHORS[dataset]
+    search = tip_adapter.search_of(dataset)
+    assert search.betas() == pytest.approx([i * (beta - 0.1) / 200 + 0.1 for i in range(200)])
+    assert search.alphas() == pytest.approx([i * (alpha - 0.1) / 20 + 0.1 for i in range(20)])
+    assert (search.beta, search.alpha, search.epochs) == (init_beta, init_alpha, epochs)
+
+
+def test_other_images_are_searched_as_wide_as_any_data_set_and_as_finely_where_values_are_small() -> None:
+    wide = tip_adapter.search_of("")
+    assert (wide.alpha, wide.beta, wide.epochs) == (1.0, 5.5, 20)
+    for values, count in ((wide.alphas(), 20), (wide.betas(), 200)):
+        ratios = np.array(values[1:]) / np.array(values[:-1])
+        assert (len(values), values[0]) == (count, 0.1)
+        assert ratios == pytest.approx(ratios[0])
+        assert values[-1] * ratios[0] == pytest.approx(50)
+        assert sum(v < 3 for v in values) > count / 2
+
+
+@pytest.mark.parametrize("dataset", ["", "imagenet", "oxford_flowers"])
+def test_its_search_is_the_whole_grid_on_validation(data: FewShot, test_images: Tensor, dataset: str) -> None:
+    search = tip_adapter.search_of(dataset)
+    fitted = tip_adapter.tip_adapter(data, 0, search)
     keys = tip_adapter.cache_keys(data.views)
     found = accuracy(fitted.logits(data.validation_features), data.validation_labels)
-    for alpha in tip_adapter.ALPHAS[::3]:
-        for beta in tip_adapter.BETAS[::20]:
+    for alpha in search.alphas()[::3]:
+        for beta in search.betas()[::20]:
             logits = tip_adapter.tip_logits(data.validation_features, keys, data, alpha, beta)
             assert accuracy(logits, data.validation_labels) <= found
+    assert fitted.chosen["alpha"] in search.alphas()
+    assert fitted.chosen["beta"] in search.betas()
     expected = tip_adapter.tip_logits(test_images, keys, data, **fitted.chosen)
     torch.testing.assert_close(fitted.logits(test_images), expected)
 
 
-def test_learned_keys_equal_a_linear_layer_s_trained_by_adamw(data: FewShot) -> None:
+@pytest.mark.parametrize(("dataset", "epochs", "a", "b"), [("", 20, 1.0, 5.5), ("eurosat", 100, 2.0, 1.0)])
+def test_learned_keys_equal_a_linear_layer_s_trained_by_adamw(
+    data: FewShot, dataset: str, epochs: int, a: float, b: float
+) -> None:
     """The authors' form: the keys as the weights of a linear layer, one-hot values, AdamW and a cosine by steps."""
     layer = torch.nn.Linear(D, 20, bias=False)
     layer.weight.data = tip_adapter.cache_keys(data.views).clone()
     values = torch.nn.functional.one_hot(data.labels, C).float()
-    batches = list(tip_adapter._batches(20, 12, seed=5))
+    batches = list(tip_adapter._batches(20, 12, 5, epochs))
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.001, eps=1e-4)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for rows, views in batches:
         x = data.views[rows, views]
-        logits = 1.0 * (-(5.5 - 5.5 * layer(x))).exp() @ values + SCALE * x @ data.text_features.T
+        logits = a * (-(b - b * layer(x))).exp() @ values + SCALE * x @ data.text_features.T
         optimizer.zero_grad()
         cross_entropy(logits, data.labels[rows]).backward()
         optimizer.step()
         cosine.step()
-    ours = tip_adapter.learn_keys(data, seed=5)
+    ours = tip_adapter.learn_keys(data, 5, tip_adapter.search_of(dataset))
     torch.testing.assert_close(ours, layer.weight.detach(), rtol=1e-4, atol=1e-6)
     assert (ours - tip_adapter.cache_keys(data.views)).abs().max() > 0.005
-    assert len(batches) == 20
+    assert len(batches) == epochs
     assert all(sorted(rows.tolist()) == list(range(20)) for rows, _ in batches)
 
 
@@ -293,7 +269,7 @@ def test_learned_keys_equal_a_linear_layer_s_trained_by_adamw(data: FewShot) -> 
 @pytest.mark.parametrize("name", ["linear-probe", "clip-adapter", "tip-adapter", "tip-adapter-f"])
 def test_a_method_repeats_itself_and_learns_from_its_samples(name: str, data: FewShot) -> None:
     def run() -> Fitted:
-        return fit(name, data, 3, coop_recipe(8, "", 3))
+        return fit(name, data, 3, coop_recipe(8, "", 3), tip_adapter.search_of(""))
 
     first, again = run(), run()
     assert torch.equal(first.logits(data.features), again.logits(data.features))
@@ -302,12 +278,14 @@ def test_a_method_repeats_itself_and_learns_from_its_samples(name: str, data: Fe
     assert accuracy(first.logits(data.features), data.labels) > zero_shot
 
 
-@pytest.mark.parametrize(
-    ("shots", "dataset", "epochs"),
-    [(1, "dtd", 50), (2, "", 100), (4, "", 100), (5, "", 100), (8, "", 200), (16, "", 200)],
-)
-def test_coop_s_recipe(shots: int, dataset: str, epochs: int) -> None:
-    recipe = coop_recipe(shots, dataset, seed=4)
-    assert (recipe.epochs, recipe.members, recipe.seed, recipe.n_ctx) == (epochs, 1, 4, 16)
-    assert (recipe.lr, recipe.batch_size, recipe.momentum, recipe.weight_decay) == (0.002, 32, 0.9, 5e-4)
-    assert coop_recipe(shots, "imagenet", 4).epochs == 50
+@pytest.mark.parametrize("name", ["linear-probe", "clip-adapter", "tip-adapter", "tip-adapter-f"])
+def test_a_method_gives_bitwise_the_same_with_only_the_views_that_it_reads_in_half_precision(
+    name: str, data: FewShot
+) -> None:
+    stored = data.views.half()
+    few = stored[:, : MOST_VIEWS.get(name, 12)]
+    assert few.shape[1] == {"linear-probe": 0, "tip-adapter": 10}.get(name, 12)
+    recipe, search = coop_recipe(1, "", 3), tip_adapter.search_of("")
+    all_of_them, needed = (fit(name, replace(data, views=v), 3, recipe, search) for v in (stored.float(), few))
+    assert torch.equal(all_of_them.logits(data.features), needed.logits(data.features))
+    assert all_of_them.chosen == needed.chosen

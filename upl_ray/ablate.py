@@ -24,8 +24,9 @@ from upl_ray.bank import share_views
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.comparison import difference, difference_text, spread, spread_text, to_csv, to_markdown
 from upl_ray.config import Config, Train, Views
+from upl_ray.inputs import check_context
 from upl_ray.pipeline import label_corpora, select_images
-from upl_ray.plots import ablation_png
+from upl_ray.plots import ablation_figure, to_png
 from upl_ray.progress import duration
 from upl_ray.runs import Average, Run, prompt_run, read_predictions, run_all, unfinished_runs
 from upl_ray.samples import write_above_threshold
@@ -67,10 +68,15 @@ def ablate(config: Config) -> dict[str, Any]:
     """Run what is missing, write table and plots to storage and return a summary.
 
     Raises:
-        ConfigError, JobError: see `studies.study_inputs` and `studies.open_study`.
+        ConfigError: a class name does not fit beside one of `ablate.n_ctx`, or see `studies.study_inputs`.
+        JobError: see `studies.open_study`.
     """
     started = time.monotonic()
-    study = open_study(study_inputs(config))
+    inputs = study_inputs(config)
+    for n in config.ablate.n_ctx:
+        recipe = config.train.model_copy(update={"n_ctx": n})
+        check_context(inputs.target, inputs.classnames, recipe, f"drop {n} from ablate.n_ctx")
+    study = open_study(inputs)
     points = [p for p in points_of(study) if (p.selection.manifest() or {})["images"]]
     share_views(study.inputs, [(p.selection, p.views) for p in points], study.cluster)
     runs, trained = plan_runs(study, points)
@@ -102,8 +108,9 @@ def points_of(study: Study) -> Iterator[Point]:
             above = _above(study, labelers, threshold)
             yield replace(base, factor="selection", value=f"≥ {threshold:g}, {name}", selection=above)
     for labelers in labelers_of(study):
+        fused = len(labelers) == len(everyone) > 1
         names = "+".join(s.name for s in labelers)
-        yield replace(base, factor="labels", value=names, selection=_top_k(study, labelers))
+        yield replace(base, factor="labels", value="all fused" if fused else names, selection=_top_k(study, labelers))
     for n in _with(grid.n_ctx, config.train.n_ctx):
         recipe = config.train.model_copy(update={"n_ctx": n})
         yield replace(base, factor="context length", value=str(n), recipe=recipe)
@@ -198,7 +205,7 @@ def write_ablation(study: Study, trained: list[Trained]) -> Artifact:
         artifact.store.write(artifact.name("ablation.csv"), to_csv(lines).encode())
         artifact.store.write_json(artifact.name("ablation.json"), records)
         title = f"{inputs.target.name}: one change at a time, mean and deviation over {config.ablate.seeds} runs"
-        artifact.store.write(artifact.name("ablation.png"), ablation_png(records, title))
+        artifact.store.write(artifact.name("ablation.png"), to_png(ablation_figure(records, title)))
         artifact.finish(target=inputs.target.name, rows=records)
     return artifact
 

@@ -31,6 +31,11 @@ class ClipSpec:
         """The backbone's name in files and tables."""
         return self.backbone.label
 
+    @property
+    def dim(self) -> int:
+        """Width of its features."""
+        return int(json.loads(self.model_cfg)["embed_dim"])
+
     def identity(self) -> dict[str, Any]:
         """Everything that decides about features, for fingerprints; where the weights lie is not part of it."""
         return {

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
@@ -21,14 +21,17 @@ from upl_ray.artifacts import Artifact, fingerprint
 from upl_ray.bank import share_views
 from upl_ray.comparison import Row, cells, summarize, to_csv, to_markdown
 from upl_ray.config import Config, ConfigError
+from upl_ray.few_shot_runs import Samples, few_shot_run
+from upl_ray.inputs import Inputs, check_context
 from upl_ray.methods.few_shot import VALIDATION_SHOTS, draw, held_out
 from upl_ray.methods.prompts import coop_recipe
 from upl_ray.methods.templates import read_templates
+from upl_ray.methods.tip_adapter import search_of
 from upl_ray.pipeline import label_corpora
-from upl_ray.plots import comparison_png
+from upl_ray.plots import comparison_figure, to_png
 from upl_ray.progress import duration
 from upl_ray.rejected import find_rejected
-from upl_ray.runs import Run, Samples, few_shot_run, prompt_run, run_all, unfinished_runs
+from upl_ray.runs import Run, prompt_run, run_all, unfinished_runs
 from upl_ray.samples import Pool, gather_features, gathered_artifact, read_pool, write_above_threshold, write_samples
 from upl_ray.studies import Cell, Study, open_study, prompt_task, study_inputs, true_labels_of, votes_of
 from upl_ray.study_config import FewShotName
@@ -59,6 +62,7 @@ def compare(config: Config) -> dict[str, Any]:
     started = time.monotonic()
     inputs = study_inputs(config)
     check_labels_given(inputs.config)
+    check_samples(inputs)
     wanted = "templates" in config.compare.methods
     templates = read_templates(config.compare.templates, inputs.target, inputs.classnames) if wanted else ()
     study = open_study(inputs, config.compare.transductive)
@@ -89,6 +93,22 @@ def check_labels_given(config: Config) -> None:
         raise ConfigError("validation.labels is none, so nothing can be chosen on these images; say where they are.")
 
 
+def check_samples(inputs: Inputs) -> None:
+    """Refuse what methods with labels could not learn from, before anything is embedded: see `pools_of`.
+
+    Raises:
+        ConfigError: too few classes have labels, or a class name does not fit behind CoOp's context.
+    """
+    config = inputs.config
+    methods = [m for m in config.compare.methods if m in WITH_LABELS]
+    if not methods or config.corpus.labels == "none":
+        return
+    if "coop" in methods:
+        recipe = coop_recipe(min(config.compare.shots), config.dataset.name, config.train.seed)
+        check_context(inputs.target, inputs.classnames, recipe, "leave coop out of compare.methods")
+    pools_of(inputs)
+
+
 def _pseudo_labeled(study: Study) -> dict[str, Artifact]:
     """The images that each method without labels learns prompts from; a method that has none is left out."""
     inputs, config = study.inputs, study.inputs.config
@@ -114,7 +134,12 @@ def _drawn(study: Study) -> Draws:
     if config.corpus.labels == "none":
         log.warning("%-12s corpus.labels is none: %s are left out", "labels", ", ".join(methods))
         return {}
-    pools = _pools(study)
+    inputs, unreadable = study.inputs, {}
+    if inputs.validation:
+        (unreadable,) = find_rejected([study.images.features], [inputs.validation])
+    else:
+        log.info("%-12s no validation images given: a fifth of the corpus is kept for it", "samples")
+    pools = pools_of(inputs, study.rejected, unreadable)
     sizes = [(k, seed) for seed in study.seeds(config.compare.seeds) for k in sorted(set(config.compare.shots))]
     return {(k, seed): _draw(study, pools, k, seed) for k, seed in sizes}
 
@@ -153,7 +178,7 @@ def _with_labels(study: Study, drawn: Draws) -> list[Cell]:
                 run, (artifact,) = prompt_run(task, images, [(1, "probabilities")])
             else:
                 samples = Samples(shots, task.views, validation, gathered, text)
-                run = few_shot_run(method, samples, images, seed, recipe)
+                run = few_shot_run(method, samples, images, seed, recipe, search_of(config.dataset.name))
                 (artifact,) = run.artifacts
             found.append(Cell(method, k, artifact, run))
     gather = Run((gathered,), partial(gather_features, gathered, images.features, selections, inputs.corpora))
@@ -163,19 +188,33 @@ def _with_labels(study: Study, drawn: Draws) -> list[Cell]:
     return found
 
 
-def _pools(study: Study) -> tuple[Pool, Pool]:
-    """Images that samples are drawn from, and images that validate; apart from each other."""
-    inputs, config = study.inputs, study.inputs.config
-    pool = read_pool(inputs.corpus, config.corpus.labels, inputs.classnames, study.rejected)
+def pools_of(inputs: Inputs, rejected: Collection[str] = (), unreadable: Collection[str] = ()) -> tuple[Pool, Pool]:
+    """Images that samples are drawn from, and images that validate; apart from each other.
+
+    Args:
+        inputs: whose corpus and validation images have labels.
+        rejected: images of the corpus that could not be read.
+        unreadable: validation images that could not be read.
+
+    Raises:
+        ConfigError: one of them has no labeled image, or the samples would be of one class.
+    """
+    config = inputs.config
+    pool = read_pool(inputs.corpus, config.corpus.labels, inputs.classnames, rejected)
     if inputs.validation:
-        (unreadable,) = find_rejected([study.images.features], [inputs.validation])
         validation = read_pool(inputs.validation, config.validation.labels, inputs.classnames, unreadable)
     else:
-        log.info("%-12s no validation images given: a fifth of the corpus is kept for it", "samples")
         pool, validation = pool.where(lambda i: not held_out(i)), pool.where(held_out)
     for name, images in (("corpus", pool), ("validation", validation)):
         if not images.ids:
             raise ConfigError(f"{name}.labels: no image of {images.corpus.name} has a label that is one of the names.")
+    if len(set(pool.labels.tolist())) < 2:
+        methods = ", ".join(m for m in config.compare.methods if m in WITH_LABELS)
+        raise ConfigError(
+            f"corpus.labels: all labeled images of {pool.corpus.name} that can be drawn are "
+            f"{inputs.classnames[pool.labels[0]]!r}, and two classes are needed; label more, or leave {methods} out of "
+            f"compare.methods."
+        )
     return pool, validation
 
 
@@ -213,7 +252,7 @@ def write_table(study: Study, found: list[Cell]) -> tuple[Artifact, list[list[st
         store.write(artifact.name("comparison.md"), (to_markdown(lines) + "\n").encode())
         store.write(artifact.name("comparison.csv"), to_csv(lines).encode())
         store.write_json(artifact.name("comparison.json"), records)
-        store.write(artifact.name("comparison.png"), comparison_png(records, title))
+        store.write(artifact.name("comparison.png"), to_png(comparison_figure(records, title)))
         artifact.finish(images=len(ids), target=inputs.target.name, rows=records)
     manifest = artifact.manifest()
     assert manifest is not None

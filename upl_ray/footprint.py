@@ -41,6 +41,11 @@ def memory(spec: ClipSpec, chunk_size: int, on_gpu: bool) -> Memory:
     return Memory(HOST_BASE + max(2 * spec.weights_bytes, working), 0.0)
 
 
+def views_bytes(images: int, views: int, dim: int) -> int:
+    """Features of so many views of each image, as they are stored and held: in float16 [bytes]."""
+    return 2 * images * views * dim
+
+
 def pixels(spec: ClipSpec) -> int:
     """Pixels of one crop."""
     return spec.geometry.height * spec.geometry.width

@@ -10,7 +10,7 @@ from upl_ray.artifacts import Store
 from upl_ray.backbones import load_tokenizer, resolve
 from upl_ray.classnames import check_classnames
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Config, ConfigError
+from upl_ray.config import Config, ConfigError, Train
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.datasets.open import open_dataset
 from upl_ray.held_out import ImageSet, check_apart
@@ -80,8 +80,7 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     for i in range(len(sets) - 1):
         check_apart(sets[i:])
     specs = {b.label: resolve(b, config.label.max_pixels) for b in config.backbones}
-    tokenizer = load_tokenizer(specs[config.target_backbone.label].source)
-    prompt_tokens(tokenizer, classnames, config.train.n_ctx, config.train.class_position)  # names must fit
+    check_context(specs[config.target_backbone.label], classnames, config.train, "lower train.n_ctx")
     for spec in specs.values():
         check_prompts(spec, fill_template(config.template, classnames))
     log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
@@ -126,6 +125,11 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
         f"{field}.labels is {rule!r} for {corpus.name}, but {told}, and the first class is {classnames[0]!r}. "
         f"Make them equal, or set {field}.labels to none."
     )
+
+
+def check_context(spec: ClipSpec, classnames: tuple[str, ...], recipe: Train, remedy: str) -> None:
+    """Refuse class names that do not fit the target beside the recipe's context; `remedy` ends the sentence."""
+    prompt_tokens(load_tokenizer(spec.source), classnames, recipe.n_ctx, recipe.class_position, remedy)
 
 
 def check_prompts(spec: ClipSpec, prompts: list[str]) -> None:

@@ -7,6 +7,7 @@ Shapes: N images, C classes, D feature width, S members.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,26 +21,18 @@ from torch import Tensor
 
 from upl_ray import schema, train
 from upl_ray.artifacts import Artifact, fingerprint
-from upl_ray.config import Compute, Train
+from upl_ray.config import Compute
 from upl_ray.corpus import Shard
 from upl_ray.ensemble import Ensemble
 from upl_ray.features import read_features
+from upl_ray.footprint import CUDA_HOST_BASE, GIB, HOST_BASE, views_bytes
 from upl_ray.label import in_slices
 from upl_ray.members import finish_members, read_members, unfinished_members
-from upl_ray.methods import clip_adapter, linear_probe, tip_adapter
-from upl_ray.methods.few_shot import FewShot, Fitted
+from upl_ray.passes import Node
 from upl_ray.pools import finish_tasks
-from upl_ray.samples import read_gathered, read_samples
-from upl_ray.text_features import read_text_features
-from upl_ray.views import read_views
+from upl_ray.watch import cluster_nodes
 
 VERSION = 1  # raise when the same inputs give other predictions
-FEW_SHOT_VERSIONS = {
-    "linear-probe": linear_probe.VERSION,
-    "clip-adapter": clip_adapter.VERSION,
-    "tip-adapter": tip_adapter.VERSION,
-    "tip-adapter-f": tip_adapter.VERSION,
-}
 Average = Literal["probabilities", "logits"]
 
 
@@ -49,6 +42,7 @@ class Images:
 
     features: Artifact
     parts: dict[str, tuple[Shard, ...]]
+    dim: int  # of the features, for estimates of memory; no part of the identity
 
     def identity(self) -> dict[str, Any]:
         """What decides about predictions beside the method."""
@@ -62,22 +56,12 @@ class Run:
     artifacts: tuple[Artifact, ...]
     body: Callable[[], None]
     learns_prompts: bool = False
+    memory: Callable[[], int] = int  # beside a bare process [bytes]; asked before it starts, when its inputs are there
 
     @property
     def done(self) -> bool:
         """True if there is nothing to do."""
         return all(a.manifest() is not None for a in self.artifacts)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Inputs of a method with labels, all of them in storage."""
-
-    shots: Artifact  # selection
-    views: Artifact  # of the shots
-    validation: Artifact  # selection
-    gathered: Artifact  # features of both
-    text: Artifact
 
 
 def unfinished_runs(runs: Sequence[Run]) -> list[Run]:
@@ -87,7 +71,7 @@ def unfinished_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def run_all(step: str, runs: Sequence[Run], compute: Compute) -> None:
-    """Do all unfinished runs, as many at once as the cluster has room for.
+    """Do all unfinished runs, as many at once as the cluster has CPUs, GPUs and memory for.
 
     Raises:
         RayTaskError: a run failed; finished ones stay, and a new job goes on with the others.
@@ -95,12 +79,27 @@ def run_all(step: str, runs: Sequence[Run], compute: Compute) -> None:
     todo = unfinished_runs(runs)
     if not todo:
         return
-    gpus = gpus_of_prompts(compute)
-    tasks = [
-        ray.remote(_call).options(num_cpus=1, num_gpus=gpus if r.learns_prompts else 0).remote(r.body) for r in todo
-    ]
-    with_gpus = gpus > 0 and any(r.learns_prompts for r in todo)
-    finish_tasks(step, tasks, "runs", compute, {"with a GPU": lambda node: node.gpus >= 1} if with_gpus else {})
+    gpus, nodes = gpus_of_prompts(compute), cluster_nodes()
+    tasks, needs, most = [], {}, 0
+    for run in todo:
+        share = gpus if run.learns_prompts else 0.0
+        memory = memory_to_ask(run.memory() + (CUDA_HOST_BASE if share else HOST_BASE), share, nodes)
+        tasks.append(ray.remote(_call).options(num_cpus=1, num_gpus=share, memory=memory).remote(run.body))
+        most = max(most, memory or 0)
+    if most:
+        needs[f"with {most / GIB:.1f} GiB of memory"] = lambda node: node.memory >= most
+    if gpus > 0 and any(r.learns_prompts for r in todo):
+        needs["with a GPU"] = lambda node: node.gpus >= 1
+    finish_tasks(step, tasks, "runs", compute, needs)
+
+
+def memory_to_ask(need: float, gpus: float, nodes: Sequence[Node]) -> int | None:
+    """Host memory that a task asks Ray for [bytes]; None: nothing, where no node says how much it has.
+
+    It is an estimate, so a task that needs more than any node has runs alone on the largest rather than never.
+    """
+    largest = max((n.memory for n in nodes if n.cpus >= 1 and n.gpus >= gpus), default=math.inf)
+    return None if math.isinf(largest) else int(min(need, largest))
 
 
 def gpus_of_prompts(compute: Compute) -> float:
@@ -144,7 +143,18 @@ def prompt_run(
         )
         for count, average in evaluations
     )
-    return Run(artifacts, partial(_learn_and_classify, task, images, evaluations, artifacts), True), artifacts
+    body = partial(_learn_and_classify, task, images, evaluations, artifacts)
+    return Run(artifacts, body, True, partial(prompt_memory, task)), artifacts
+
+
+def prompt_memory(task: train.Task) -> int:
+    """Host memory of learning prompts beside a bare process [bytes]: the model, twice while it loads, and all views.
+
+    What a step takes is bounded on its own, by `compute.memory_per_trial`.
+    """
+    views = task.views.manifest()
+    assert views is not None, f"{task.views.uri} is unfinished"
+    return 2 * task.spec.weights_bytes + views_bytes(views["images"], views["views"], task.spec.dim)
 
 
 def _learn_and_classify(
@@ -163,57 +173,6 @@ def _learn_and_classify(
         n_classes = len(task.classnames)
         files = write_predictions(artifact, images, ensemble.probabilities, n_classes, ensemble.member_labels, count)
         artifact.finish(files=files, members=task.artifact.folder, count=count, average=average)
-
-
-def few_shot_run(name: str, samples: Samples, images: Images, seed: int, recipe: Train) -> Run:
-    """Fit a method with labels and classify with it."""
-    identity = {
-        "version": [VERSION, FEW_SHOT_VERSIONS[name]],
-        "method": name,
-        "recipe": recipe.model_dump() if name == "clip-adapter" else None,
-        "seed": seed if name in ("clip-adapter", "tip-adapter-f") else None,
-        "samples": {f: a.fingerprint for f, a in vars(samples).items() if f != "gathered"},  # only where they lie
-        **images.identity(),
-    }
-    artifact = Artifact(samples.shots.store, "method", fingerprint(identity))
-    return Run((artifact,), partial(_fit_and_classify, name, samples, images, seed, recipe, artifact))
-
-
-def _fit_and_classify(
-    name: str, samples: Samples, images: Images, seed: int, recipe: Train, artifact: Artifact
-) -> None:
-    data = read_few_shot(samples)
-    fitted = fit(name, data, seed, recipe)
-    files = write_predictions(artifact, images, fitted.logits, len(data.text_features))
-    counts = {"shots": len(data.labels), "validation": len(data.validation_labels)}
-    artifact.finish(files=files, method=name, chosen=fitted.chosen, **counts)
-
-
-def fit(name: str, data: FewShot, seed: int, recipe: Train) -> Fitted:
-    """Fit a method by its name."""
-    if name == "clip-adapter":
-        return clip_adapter.clip_adapter(data, seed, recipe)
-    return {
-        "linear-probe": linear_probe.linear_probe,
-        "tip-adapter": tip_adapter.tip_adapter,
-        "tip-adapter-f": tip_adapter.tip_adapter_f,
-    }[name](data, seed)
-
-
-def read_few_shot(samples: Samples) -> FewShot:
-    """What a method with labels may see, from storage; images in the order of ids."""
-    views, labels = read_views(samples.views, samples.shots)
-    validation = read_samples(samples.validation)
-    text_features, logit_scale = read_text_features(samples.text)
-    return FewShot(
-        features=torch.from_numpy(read_gathered(samples.gathered, samples.shots)).float(),
-        views=views.float(),
-        labels=labels,
-        validation_features=torch.from_numpy(read_gathered(samples.gathered, samples.validation)).float(),
-        validation_labels=torch.tensor(list(validation.values())),
-        text_features=text_features,
-        logit_scale=logit_scale,
-    )
 
 
 def write_predictions(

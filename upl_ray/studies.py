@@ -81,7 +81,7 @@ def open_study(inputs: Inputs, transductive: bool = False) -> Study:
     parts = {"scored": inputs.scored.shards}
     if transductive:
         parts["corpus"] = inputs.corpus.shards
-    images = Images(feature_artifact(inputs.store, inputs.target), parts)
+    images = Images(feature_artifact(inputs.store, inputs.target), parts, inputs.target.dim)
     study = Study(inputs, chains, images, rejected, cluster)
     true_labels_of(study, "scored")  # better refused now than when everything has been learned
     return study

@@ -35,9 +35,20 @@ class PromptTokens:
 
 
 def prompt_tokens(
-    tokenizer: Any, classnames: tuple[str, ...], n_ctx: int, class_position: ClassPosition = "end"
+    tokenizer: Any,
+    classnames: tuple[str, ...],
+    n_ctx: int,
+    class_position: ClassPosition = "end",
+    remedy: str = "lower train.n_ctx",
 ) -> PromptTokens:
     """Tokenise "<classname>." and open gaps of M placeholders for the context, for any tokenizer.
+
+    Args:
+        tokenizer: as open_clip gives it: texts -> token ids [n, context_length].
+        classnames: C names.
+        n_ctx: M.
+        class_position: where the name stands.
+        remedy: what to do about a name that does not fit, beside shortening it; whoever asked for M knows.
 
     Raises:
         ConfigError: a class name is too long to fit beside M context tokens.
@@ -53,7 +64,7 @@ def prompt_tokens(
         name = classnames[int(overflow.int().argmax())]
         raise ConfigError(
             f"The class name {name!r} does not fit behind {n_ctx} context tokens: the model reads {length} tokens; "
-            f"shorten the name or lower train.n_ctx."
+            f"shorten the name or {remedy}."
         )
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[class_position]  # context tokens before the name
     # The name's tokens are those that "<classname>" and "<classname>." have in common.

@@ -135,8 +135,11 @@ def read_selection(selection: Artifact) -> dict[str, list[Any]]:
     return columns
 
 
-def read_views(artifact: Artifact, selection: Artifact) -> tuple[Tensor, Tensor]:
-    """View features [n, V, D] and pseudo-labels [n] of the selected images, ordered by image id."""
+def read_views(artifact: Artifact, selection: Artifact, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """View features [n, V, D] float16 and pseudo-labels [n] of the selected images, ordered by image id.
+
+    `most` is how many views are wanted, the first of all; None: all.
+    """
     manifest = artifact.manifest()
     assert manifest is not None, f"{artifact.uri} is unfinished"
     chosen = read_selection(selection)
@@ -144,6 +147,7 @@ def read_views(artifact: Artifact, selection: Artifact) -> tuple[Tensor, Tensor]
     ids = sorted(label_of)
     row = {image_id: i for i, image_id in enumerate(ids)}
     features: Tensor | None = None
+    kept_views = manifest["views"] if most is None else min(most, manifest["views"])
     bank = Artifact(artifact.store, "views", manifest["bank"]) if "bank" in manifest else artifact
     n_views = (bank.manifest() or manifest)["views"]
     for commit in bank.read_commits(bank.committed()):
@@ -155,8 +159,8 @@ def read_views(artifact: Artifact, selection: Artifact) -> tuple[Tensor, Tensor]
         flat = np.asarray(table["view_features"].combine_chunks().flatten())
         found = flat.reshape(len(table), n_views, -1)
         if features is None:
-            features = torch.empty(len(ids), manifest["views"], found.shape[2], dtype=torch.float16)
+            features = torch.empty(len(ids), kept_views, found.shape[2], dtype=torch.float16)
         rows = [row[i] for i in kept]
-        features[rows] = torch.from_numpy(found[[position[i] for i in kept], : manifest["views"]])
+        features[rows] = torch.from_numpy(found[[position[i] for i in kept], :kept_views])
     assert features is not None, f"{artifact.uri} has no parts"
     return features, torch.tensor([label_of[i] for i in ids])

@@ -23,10 +23,10 @@ _TRAIN, _VALIDATION = 0, 1  # separate streams of random numbers
 
 @dataclass(frozen=True)
 class FewShot:
-    """What a method may see; features are L2-normalised float32. No test image is among it."""
+    """What a method may see; features are L2-normalised float32, but for the many views. No test image is among it."""
 
     features: Tensor  # [n, D] of centre crops
-    views: Tensor  # [n, V, D] of augmented views
+    views: Tensor  # [n, V, D] float16 of augmented views, as many as the method reads
     labels: Tensor  # [n]
     validation_features: Tensor  # [m, D]; only to choose hyper-parameters
     validation_labels: Tensor  # [m]

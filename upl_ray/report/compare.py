@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import string
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -146,8 +146,10 @@ def _pair(one: Compared, other: Compared, part: str) -> dict[str, Any]:
     """Two runs on the images that both have, in the same version."""
     told: dict[str, Any] = {"names": (one.name, other.name), **dict.fromkeys(COUNTS, 0)}
     if part in one.run.corpora and part in other.run.corpora:
-        mine = {judged.image_id: judged for judged in _labels(one, part)}
-        for judged in _labels(other, part):
+        # A data set's names may repeat, so classes are told apart by their place in the list where both have the same.
+        by_name = one.run.classnames != other.run.classnames
+        mine = {judged.image_id: judged for judged in _labels(one, part, by_name)}
+        for judged in _labels(other, part, by_name):
             first = mine.get(judged.image_id)
             if first is None:
                 continue
@@ -179,15 +181,16 @@ class Judged(NamedTuple):
 
     image_id: str
     version: str  # its address where the source tells none
-    label: str
-    true: str | None
+    label: int | str  # index of the class, or its name
+    true: int | str | None
 
 
-def _labels(c: Compared, part: str) -> Iterator[Judged]:
-    """At most PAIRED_IMAGES images, which only their ids choose."""
+def _labels(c: Compared, part: str, by_name: bool) -> Iterator[Judged]:
+    """At most PAIRED_IMAGES images, which only their ids choose; classes as names or as indices."""
     corpus, names, predictions = c.run.corpora[part], c.run.classnames, c.first.variant.predictions
     limit = min(1.0, PAIRED_IMAGES / max(corpus.images, 1)) * 2**32
-    columns, about = ["image_id", "classname"], ["image_id", "version", "file"]
+    columns, about = ["image_id", "label"], ["image_id", "version", "file"]
+    classes: Sequence[int | str] = names if by_name else range(len(names))
 
     def read(shard: Shard) -> tuple[Shard, pa.Table, pa.Table]:
         return shard, predictions.read_shard(shard.state, columns), corpus.listing(shard, about)
@@ -198,6 +201,6 @@ def _labels(c: Compared, part: str) -> Iterator[Judged]:
             r["image_id"]: r["version"] or address(shard.root, r["file"], False, "") for r in listing.to_pylist()
         }
         true = labels_of(corpus, shard, ids, c.run.label_rule(part), names).tolist()
-        for image_id, label, t in zip(ids, table["classname"].to_pylist(), true, strict=True):
+        for image_id, label, t in zip(ids, table["label"].to_pylist(), true, strict=True):
             if zlib.crc32(image_id.encode()) < limit:
-                yield Judged(image_id, versions[image_id], label, None if t == UNLABELED else names[t])
+                yield Judged(image_id, versions[image_id], classes[label], None if t == UNLABELED else classes[t])

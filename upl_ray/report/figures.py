@@ -23,7 +23,7 @@ PNG_DPI = 160
 INK, MUTED, GRID = "#1b1e24", "#5a626c", "#d8dce1"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe-Ito without black and yellow
 MARKERS = ("o", "s", "^", "D", "v", "P")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+LINES = ("-", "--", "-.", ":", (0, (9, 3)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 # Colours that the page replaces by its own, which differ between light and dark.
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {c: f"series-{i + 1}" for i, c in enumerate(SERIES)}
 STYLE: dict[str, Any] = {
