@@ -120,6 +120,7 @@ def test_images_that_are_gone_are_not_looked_for_and_move_no_other(pictures: Pat
     assert first["reasons"] == [MISSING] * 5
 
 
+@pytest.mark.slow
 def test_an_image_that_was_away_while_its_shard_was_embedded_is_embedded_when_it_is_back(
     cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_listed_image_that_is_away_when_it_is_read_is_embedded_by_the_next_run
     assert list_corpus(store, Source(uri=str(folder)), 10).digest == back.digest  # a broken one stays
 
 
+@pytest.mark.slow
 def test_what_a_manifest_names_in_vain_is_looked_for_twice(
     cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
 ) -> None:

@@ -190,6 +190,7 @@ def test_a_storage_with_a_damaged_file_of_every_kind_is_made_whole_again(
     assert summary["scores"] == short_run["scores"]
 
 
+@pytest.mark.slow
 def test_a_damaged_feature_file_stops_the_job_with_its_name_and_is_never_used(
     cluster: None, finished: Path, short_world: Path
 ) -> None:
@@ -265,6 +266,7 @@ def test_a_damaged_summary_or_report_stops_nothing(finished: Path) -> None:
         shutil.copy(finished / "whole.json", finished / "run.json")
 
 
+@pytest.mark.slow
 def test_a_damaged_record_of_dropped_features_costs_its_shard_and_nothing_else(
     cluster: None, finished: Path, short_world: Path, short_run: dict[str, Any]
 ) -> None:

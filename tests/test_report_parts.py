@@ -50,6 +50,7 @@ def test_sprites_stay_within_their_budget() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.slow
 def test_long_names_cost_pictures_and_not_the_size_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = tuple(f"class {i:02d}" for i in range(20))
     write_images(tmp_path / "images", names, tuple(f"{i}{'x' * 150}.png" for i in range(8)))
