@@ -136,8 +136,10 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
 def _missing(artifact: Artifact) -> dict[str, set[str]]:
     """Shard id -> images that were away when they were read."""
     found: dict[str, set[str]] = defaultdict(set)
-    for name in artifact.store.names(artifact.name(MISSING_FOLDER)):
-        found[name.partition("-")[0]].update(artifact.read_sealed(f"{MISSING_FOLDER}/{name}")["images"])
+    names = [f"{MISSING_FOLDER}/{n}" for n in artifact.store.names(artifact.name(MISSING_FOLDER))]
+    with ThreadPoolExecutor(IO_THREADS) as pool:
+        for name, note in zip(names, pool.map(artifact.read_sealed, names), strict=True):
+            found[name.rpartition("/")[2].partition("-")[0]].update(note["images"])
     return found
 
 
