@@ -23,7 +23,7 @@ from upl_ray.features import drop_features, feature_artifact
 from upl_ray.forecast import forecast
 from upl_ray.inputs import Inputs, prepare
 from upl_ray.members import read_members, unfinished_members
-from upl_ray.plan import Chain, needed_features, plan_chain, present_features
+from upl_ray.plan import Chain, embedded_backbones, needed_features, plan_chain, present_features
 from upl_ray.predictions import publish
 from upl_ray.preflight import preflight
 from upl_ray.progress import duration
@@ -105,7 +105,7 @@ def _places(inputs: Inputs, chains: dict[str, Chain], rejected: dict[str, str]) 
     corpora = {"corpus": (inputs.corpus, rejected)} | ({"scored": (inputs.scored, {})} if inputs.scored else {})
     return {
         "corpora": {name: keep_snapshot(corpus, bad).folder for name, (corpus, bad) in corpora.items()},
-        "features": {name: feature_artifact(inputs.store, spec).folder for name, spec in inputs.specs.items()},
+        "features": {n: feature_artifact(inputs.store, inputs.specs[n]).folder for n in embedded_backbones(inputs)},
         "variants": {
             variant: {step: made.folder for step, made in vars(chain).items() if isinstance(made, Artifact)}
             for variant, chain in chains.items()

@@ -57,6 +57,12 @@ def plan_chain(inputs: Inputs, variant: str) -> Chain:
     )
 
 
+def embedded_backbones(inputs: Inputs) -> list[str]:
+    """Names of the backbones that have features: where these are dropped after use, only of those that are used."""
+    used = {s.name for variant in inputs.config.variants for s in inputs.labelers(variant)} | {inputs.target.name}
+    return [name for name in inputs.specs if inputs.config.keep_features == "all" or name in used]
+
+
 def needed_features(inputs: Inputs, chains: dict[str, Chain]) -> dict[str, set[str]]:
     """Shards whose features of each backbone must be in storage for this run: backbone name -> shard ids.
 
