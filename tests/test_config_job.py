@@ -33,7 +33,7 @@ def job(*args: str) -> tuple[int, str, str]:
         (["nope.yaml"], ["error: The configuration file 'nope.yaml' does not exist"]),
         (["{file}", "--train.epochz", "3"], ["--train.epochz", "--train.epochs"]),
         (["{file}", "--train.epochs", "0"], ["epochs", "greater than or equal to 1; it is 0"]),
-        (["{file}"], ["error: The images under '/images' cannot be listed"]),
+        (["{file}"], ["error: corpus: The images under '/images' cannot be listed"]),
     ],
 )
 def test_the_job_exits_2_with_a_clear_sentence(tmp_path: Path, args: list[str], words: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -72,6 +73,13 @@ def test_the_readme_shows_the_table_that_comes_out(demo: dict[str, Any]) -> None
             assert numbers(shown[0].strip()) == pytest.approx(numbers(line), abs=1.0), line
     assert results_table(demo).count("UPL*") >= 4
     assert "starved" in results_table(demo)
+
+
+def test_images_that_no_accuracy_is_over_are_told(demo: dict[str, Any]) -> None:
+    some = copy.deepcopy(demo)
+    some["scores"]["upl*"]["predictions"]["corpus"]["labeled"] -= 100
+    assert "on corpus: 1252 of 1352 images have a label that is a class name" in results_table(some)
+    assert "have a label" not in results_table(demo)
 
 
 def test_the_headline_is_one_json_line_with_counts_and_accuracies(demo: dict[str, Any]) -> None:

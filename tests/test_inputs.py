@@ -61,7 +61,7 @@ def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
         ({"corpus": {"uri": "a" * 300 + "/x.jpg"}}, "/aa+/x.jpg' cannot be listed .*check the address"),
         (
             {"corpus": {"uri": "photos.txt", "roots": ["~nosuchuser/x"]}, "classnames": ["a", "b"]},
-            "corpus.roots: .*'~nosuchuser/x' cannot be followed .*write it out in full",
+            "corpus: roots: .*'~nosuchuser/x' cannot be followed .*write it out in full",
         ),
         ({"classnames": "foo://x/y"}, "classnames 'foo://x/y' cannot be read.*foo.*give a text file"),
         ({"classnames": "~nosuchuser/x"}, "classnames '~nosuchuser/x' cannot be read.*give a text file"),
@@ -111,6 +111,18 @@ def test_unreachable_object_storage_is_refused(photos: Path, monkeypatch: pytest
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobody")
     with pytest.raises(ConfigError, match="storage_path 's3://bucket/run' cannot be written"):
         prepare(config(photos, storage_path="s3://bucket/run"))
+
+
+def test_a_storage_in_ray_s_copy_of_the_working_directory_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_0123456789abcdef"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(ConfigError, match=r"storage_path 'upl-run' lies in Ray's copy .*give an address .*absolute"):
+        prepare(config(photos, storage_path="upl-run"))
+    assert list(copy.iterdir()) == []
+    assert prepare(config(photos, storage_path=str(tmp_path / "run"))).corpus.images == 3
 
 
 def test_images_that_are_learned_from_are_not_held_out(photos: Path) -> None:

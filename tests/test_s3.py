@@ -205,7 +205,7 @@ def test_the_job_says_so_with_status_2(
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(ROOT / "jobs" / "upl.py"), run_name="__main__")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: The images under 's3://no-such-bucket/digits' cannot be listed")
+    assert line.startswith("error: corpus: The images under 's3://no-such-bucket/digits' cannot be listed")
 
 
 @pytest.mark.slow

@@ -39,14 +39,15 @@ def run_job(job: Callable[[], int]) -> int:
         it, 128 + the signal's number where one stopped it.
     """
     sys.excepthook = _last_word
-    received: list[int] = []  # Ray Tune raises an interrupt of its own in place of ours
+    received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     handler = logging.StreamHandler()
     handler.setFormatter(_Shown("%(asctime)s  %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

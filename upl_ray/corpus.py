@@ -262,7 +262,7 @@ class _Listing:
         try:
             allowed = tuple(absolute(r) for r in roots)
         except ConfigError as error:
-            raise ConfigError(f"corpus.roots: {error}") from None
+            raise ConfigError(f"roots: {error}") from None
         named: dict[str, Named] = {}
         for file in sorted(found.files):
             more = read_manifest(fs, f"{root}/{file}", found.root, allowed)

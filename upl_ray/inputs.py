@@ -24,6 +24,8 @@ from upl_ray.zero_shot import fill_template
 
 log = logging.getLogger(__name__)
 
+RAY_COPIES = "/working_dir_files/_ray_pkg_"  # where a job that was submitted with --working-dir stands
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -68,10 +70,9 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     config = open_dataset(config, store)
     if isinstance(config.classnames, tuple):  # a data set's are taken as published, though ImageNet's repeat
         classnames = classnames or config.classnames
-    corpus = list_corpus(store, config.corpus, config.compute.shard_size)
-    scored = list_corpus(store, config.scored, config.compute.shard_size) if config.scored.uris else None
-    validates = validation and config.validation.uris
-    held_out = list_corpus(store, config.validation, config.compute.shard_size) if validates else None
+    corpus = _listed(store, config, "corpus")
+    scored = _listed(store, config, "scored") if config.scored.uris else None
+    held_out = _listed(store, config, "validation") if validation and config.validation.uris else None
     classnames = classnames or folder_names(corpus)
     listed = {"corpus": corpus, "scored": scored, "validation": held_out}
     sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
@@ -87,6 +88,13 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     return Inputs(config, store, classnames, corpus, scored, specs, held_out)
 
 
+def _listed(store: Store, config: Config, field: str) -> Corpus:
+    try:
+        return list_corpus(store, getattr(config, field), config.compute.shard_size)
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from None
+
+
 def open_storage(path: str, name: str, config: Job) -> Store:
     """The folder of all results, repaired where that is asked for.
 
@@ -98,6 +106,11 @@ def open_storage(path: str, name: str, config: Job) -> Store:
     if "?" in path:
         told = path.partition("?")[0]
         raise ConfigError(f"storage_path {told!r} has options behind `?`; set them in the environment (AWS_...).")
+    if RAY_COPIES in str(Path.cwd()) and "://" not in path and not path.startswith(("/", "~")):
+        raise ConfigError(
+            f"storage_path {path!r} lies in Ray's copy of the working directory ({Path.cwd()}), where no later run finds "
+            f"it; give an address (s3://...) or an absolute path that all nodes reach."
+        )
     try:
         store = Store(absolute(path))
         store.write_json(name, config.model_dump(mode="json"))

@@ -118,7 +118,10 @@ def prepare(job: Predict, store: Store, classifier: Artifact, ensemble: Ensemble
     strangers = sorted(set(job.compute.pools) - {spec.name})
     if strangers:
         raise ConfigError(f"compute.pools names {strangers[0]!r}, but the only backbone is {spec.name!r}; use that.")
-    corpus = list_corpus(store, job.corpus, job.compute.shard_size)
+    try:
+        corpus = list_corpus(store, job.corpus, job.compute.shard_size)
+    except ConfigError as error:
+        raise ConfigError(f"corpus: {error}") from None
     log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
     log.info("%-12s %s, %d classes", "classifier", classifier.uri, len(ensemble.classnames))
     return Inputs(
@@ -192,7 +195,7 @@ def summarize(inputs: Inputs, job: Predict, published: Published) -> dict[str, A
         "classifier": inputs.classifier.uri,
         "predictions": inputs.predictions.uri,
         "superseded": published.superseded,
-        "images": manifest["images"],
+        "images": manifest["images"] + manifest["rejected"],
         "new": growth["new"] if published.changed else 0,
         "removed": growth["removed"] if published.changed else 0,
         "rejected": manifest["rejected"],

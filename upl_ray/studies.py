@@ -57,7 +57,10 @@ def study_inputs(config: Config) -> Inputs:
         ConfigError: the configuration cannot work, or there are no scored images with labels.
     """
     if not config.dataset.name and (not config.scored.uris or config.scored.labels == "none"):
-        raise ConfigError("scored.uri or scored.labels is empty; held-out images with labels are needed here.")
+        raise ConfigError(
+            "scored.uri or scored.labels is empty; held-out images with labels are needed here, as in "
+            "`scored: {uri: held-out, labels: folders}`."
+        )
     config = config.model_copy(update={"variants": ("upl*", "upl"), "keep_features": "all"})
     return prepare(config, validation=True)
 

@@ -46,6 +46,10 @@ def _accuracies(variants: dict[str, Any], parts: list[str]) -> list[str]:
         members = [[a[m] for m in sorted(a) if m != "ensemble"] for a in accuracies]
         lines.append(_row(f"{NAMES[variant]}, members", *(_spread(m) for m in members)))
         lines.append(_row(f"{NAMES[variant]}, ensemble", *(_percent(a.get("ensemble")) for a in accuracies)))
+    for part in parts:
+        judged, images = (widest["predictions"][part][key] for key in ("labeled", "images"))
+        if 0 < judged < images:
+            lines.append(f"on {part}: {judged} of {images} images have a label that is a class name; no other counts")
     return lines
 
 

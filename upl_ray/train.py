@@ -90,6 +90,7 @@ def train_members(task: Task, todo: list[int]) -> Artifact:
 def _run_trials(task: Task, groups: list[list[int]]) -> None:
     resources = task.resources
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output prints tables even when verbose is 0
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end the trials, and not the job
     # Ray Tune would copy them from here into the trials' command lines and Ray's logs; every node has its own.
     class_cache.ENV_VARS_TO_PROPAGATE -= {v for v in class_cache.ENV_VARS_TO_PROPAGATE if v.startswith("AWS_")}
     own = (

@@ -28,5 +28,5 @@ def backbone(model: str) -> str:
     folder = BACKBONES / model.removeprefix("demo:")
     if not folder.is_dir():
         names = sorted(p.name for p in BACKBONES.iterdir())
-        raise ValueError(f"There is no demo backbone {model!r}; there are {['demo:' + n for n in names]}")
+        raise ValueError(f"backbones: there is no demo backbone {model!r}; there are {['demo:' + n for n in names]}")
     return f"local-dir:{folder}"
