@@ -108,8 +108,8 @@ def open_storage(path: str, name: str, config: Job) -> Store:
         raise ConfigError(f"storage_path {told!r} has options behind `?`; set them in the environment (AWS_...).")
     if RAY_COPIES in str(Path.cwd()) and "://" not in path and not path.startswith(("/", "~")):
         raise ConfigError(
-            f"storage_path {path!r} lies in Ray's copy of the working directory ({Path.cwd()}), where no later run finds "
-            f"it; give an address (s3://...) or an absolute path that all nodes reach."
+            f"storage_path {path!r} lies in Ray's copy of the working directory ({Path.cwd()}), where no later run "
+            f"finds it; give an address (s3://...) or an absolute path that all nodes reach."
         )
     try:
         store = Store(absolute(path))
