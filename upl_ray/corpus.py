@@ -117,7 +117,7 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     before = artifact.manifest() or {"shards": {}}
     records, retired = before["shards"], set(before.get("retired", []))
     shards: dict[str, list[Shard]] = {}
-    missing = _missing(artifact)
+    missing = _missing(artifact) if records else {}  # the first time there are none
     added = 0
     for root in roots:
         known = [shard_of(r) for r in records.get(root, [])]
