@@ -48,7 +48,7 @@ def carry_over(growth: Growth, figures: dict[str, Figures], own: Growth | None =
     others = [figures[i] for i in sorted(figures) if i in growth["counts"] and i not in waiting and i not in known]
     lost = growth["waiting"].keys() - figures.keys() if stale else ()
     counts = {i: n for i, n in growth["counts"].items() if i not in lost}
-    return growth | {"counts": counts, "seen": total([*others, *([own["seen"]] if own else [])]), "waiting": waiting}
+    return growth | {"counts": counts, "seen": total([*others, own["seen"]] if own else others), "waiting": waiting}
 
 
 def grow(growth: Growth, figures: dict[str, Figures]) -> Growth:

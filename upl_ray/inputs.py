@@ -10,7 +10,7 @@ from upl_ray.artifacts import Store
 from upl_ray.backbones import load_tokenizer, resolve
 from upl_ray.classnames import check_classnames
 from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Config, ConfigError, Train
+from upl_ray.config import Config, ConfigError, Source, Train
 from upl_ray.corpus import Corpus, list_corpus
 from upl_ray.datasets.open import open_dataset
 from upl_ray.held_out import ImageSet, check_apart
@@ -70,9 +70,10 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     config = open_dataset(config, store)
     if isinstance(config.classnames, tuple):  # a data set's are taken as published, though ImageNet's repeat
         classnames = classnames or config.classnames
-    corpus = _listed(store, config, "corpus")
-    scored = _listed(store, config, "scored") if config.scored.uris else None
-    held_out = _listed(store, config, "validation") if validation and config.validation.uris else None
+    size, validates = config.compute.shard_size, validation and config.validation.uris
+    corpus = list_images(store, config.corpus, size, "corpus")
+    scored = list_images(store, config.scored, size, "scored") if config.scored.uris else None
+    held_out = list_images(store, config.validation, size, "validation") if validates else None
     classnames = classnames or folder_names(corpus)
     listed = {"corpus": corpus, "scored": scored, "validation": held_out}
     sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
@@ -88,9 +89,14 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     return Inputs(config, store, classnames, corpus, scored, specs, held_out)
 
 
-def _listed(store: Store, config: Config, field: str) -> Corpus:
+def list_images(store: Store, source: Source, shard_size: int, field: str) -> Corpus:
+    """The images of a field of the configuration.
+
+    Raises:
+        ConfigError: as `list_corpus`, with the field's name in front.
+    """
     try:
-        return list_corpus(store, getattr(config, field), config.compute.shard_size)
+        return list_corpus(store, source, shard_size)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
 

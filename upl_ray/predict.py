@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from safetensors import SafetensorError
@@ -19,12 +21,12 @@ from upl_ray.artifacts import Artifact, Store
 from upl_ray.classifier import classifier_spec
 from upl_ray.clip_spec import ClipSpec
 from upl_ray.config import Backbone, ConfigError
-from upl_ray.corpus import Corpus, Shard, list_corpus
+from upl_ray.corpus import Corpus, Shard
 from upl_ray.embed import embed
 from upl_ray.ensemble import FILE, Ensemble, load_ensemble
 from upl_ray.features import drop_features, feature_artifact, forgotten_shards, missing_shards
 from upl_ray.figures import means, total
-from upl_ray.inputs import open_storage
+from upl_ray.inputs import list_images, open_storage
 from upl_ray.predict_config import Predict
 from upl_ray.predictions import Published, prediction_artifact, publish
 from upl_ray.preflight import preflight
@@ -66,11 +68,9 @@ def run(job: Predict) -> dict[str, Any]:
     started = time.monotonic()
     classifier, ensemble = find_classifier(job.classifier)
     store = open_storage(job.storage_path or classifier.store.uri, "predict.json", job)
-    try:
+    with ExitStack() as stack:
+        stack.push(partial(_tell_failure, store))
         summary = _label(job, prepare(job, store, classifier, ensemble))
-    except Exception as error:  # whatever it is, yesterday's summary must not stand for tonight's
-        _tell_failure(store, error)
-        raise
     summary |= {"seconds": round(time.monotonic() - started, 1), "time": _now()}
     store.write_json(SUMMARY, summary)
     log.info("%-12s %s in %s", "job", summary["status"], duration(summary["seconds"]))
@@ -94,8 +94,13 @@ def _label(job: Predict, inputs: Inputs) -> dict[str, Any]:
     return {"status": status, "rejected_by_reason": by_reason(rejected)} | summarize(inputs, job, published)
 
 
-def _tell_failure(store: Store, error: Exception) -> None:
-    """Leave the reason where yesterday's summary would look like tonight's."""
+def _tell_failure(store: Store, kind: object, error: BaseException | None, trace: object) -> None:
+    """Leave the reason where yesterday's summary would look like tonight's; the error itself goes on.
+
+    A run that was stopped is no failure.
+    """
+    if not isinstance(error, Exception):
+        return
     try:
         store.write_json(SUMMARY, {"status": "failed", "error": told(error), "storage": store.uri, "time": _now()})
     except OSError as second:  # often for the same reason; the first one is what the job ends with
@@ -118,10 +123,7 @@ def prepare(job: Predict, store: Store, classifier: Artifact, ensemble: Ensemble
     strangers = sorted(set(job.compute.pools) - {spec.name})
     if strangers:
         raise ConfigError(f"compute.pools names {strangers[0]!r}, but the only backbone is {spec.name!r}; use that.")
-    try:
-        corpus = list_corpus(store, job.corpus, job.compute.shard_size)
-    except ConfigError as error:
-        raise ConfigError(f"corpus: {error}") from None
+    corpus = list_images(store, job.corpus, job.compute.shard_size, "corpus")
     log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
     log.info("%-12s %s, %d classes", "classifier", classifier.uri, len(ensemble.classnames))
     return Inputs(
