@@ -2,8 +2,9 @@
 #
 #   make demo           install, then run the main job on the embedded demo (ARGS="--train.epochs 10" adds overrides)
 #   make test           install with the developers' tools, then run the test suite (ARGS="-k top_k -x")
-#   make test-slow      the longer tests: the matrix of faults, lost nodes, time-outs, comparisons
-#   make test-faults    a hundred random kills in jobs that must end as if nothing had happened
+#   make test-slow      the longer tests: a quarter of the matrix of faults, killed jobs, comparisons
+#   make test-faults    the rest of the matrix, lost nodes, a grid of settings, a small object store, random kills
+#                       (a hundred; UPL_KILLS=20: fewer)
 #   make lint           ruff, mypy and pip check
 #   make bench          the benchmarks (benchmarks/README.md), each with one line of JSON
 #   make demo-weights   train the demo's backbones again
@@ -26,6 +27,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # The pins were resolved and tested on Linux x86_64. Elsewhere the ranges of pyproject.toml decide.
 PINS := $(if $(filter Linux-x86_64,$(shell uname -s -m | tr ' ' -)),--constraint constraints.txt)
+# The tests that take longest end the log.
+PYTEST = $(VENV)/bin/python -m pytest --durations=15 --durations-min=5
 INSTALL = $(VENV)/bin/python -m pip install --quiet $(PINS) --build-constraint constraints.txt
 
 help:
@@ -35,13 +38,13 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python jobs/upl.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -m "not slow and not faults" $(ARGS)
+	$(PYTEST) -m "not slow and not faults" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 test-faults: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -m faults -s $(ARGS)
+	$(PYTEST) -m faults -s $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -56,7 +59,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.selection
 
 demo-weights: $(VENV)/.installed
-	$(VENV)/bin/python -m upl_ray.demo.pretrain $(ARGS)
+	$(VENV)/bin/python -m upl_ray.demo.pretraining.pretrain $(ARGS)
 
 # A candidate must really run: version managers leave python3.X commands on the path that only print an error.
 $(VENV)/bin/python:

@@ -28,14 +28,14 @@ import safetensors.torch
 import torch
 
 from benchmarks.measure import hardware, report, seconds_of
-from upl_ray.artifacts import Store
-from upl_ray.backbones import resolve
-from upl_ray.clip_model import ClipModel
-from upl_ray.clip_spec import ClipSpec
-from upl_ray.config import Backbone, Compute, Source
-from upl_ray.corpus import Corpus, list_corpus
-from upl_ray.embed import decode_chunk, embed
-from upl_ray.images import EXTENSIONS
+from upl_ray.config.settings import Backbone, Compute, Source
+from upl_ray.corpus.shards import Corpus, list_corpus
+from upl_ray.pipeline.features import decode_chunks, feature_step, make_features
+from upl_ray.storage.store import Store
+from upl_ray.upl.backbones import resolve_backbone
+from upl_ray.upl.clip_model import ClipModel
+from upl_ray.upl.clip_spec import ClipSpec
+from upl_ray.upl.images import EXTENSIONS
 
 CHUNK = 32
 
@@ -50,7 +50,7 @@ def random_weights(architecture: str, root: Path) -> ClipSpec:
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
     safetensors.torch.save_file(weights, folder / "open_clip_model.safetensors")
-    return resolve(Backbone(model=f"local-dir:{folder}", name=architecture))
+    return resolve_backbone(Backbone(model=f"local-dir:{folder}", name=architecture))
 
 
 def pick(folder: Path, images: int, target: Path) -> Path:
@@ -67,9 +67,7 @@ def plain_loop(corpus: Corpus, clips: list[ClipModel]) -> None:
     """Read, decode and encode chunk by chunk in this process."""
     geometries = list({c.spec.geometry.key: c.spec.geometry for c in clips}.values())
     for shard in corpus.shards:
-        listing = corpus.listing(shard)
-        for first in range(0, shard.rows, CHUNK):
-            chunk = decode_chunk(shard.root, listing.slice(first, CHUNK), geometries)
+        for chunk in decode_chunks(shard.root, corpus.listing(shard), geometries, CHUNK):
             for clip in clips:
                 clip.encode_crops(chunk[clip.spec.geometry.key])
 
@@ -87,7 +85,10 @@ def ray_data(photos: Path, specs: list[ClipSpec], passes: int, root: Path) -> fl
     compute = Compute(chunk_size=CHUNK)
     groups = [specs] if passes == 1 else [[s] for s in specs]
     every = {s.id for s in corpus.shards}
-    return sum(seconds_of(partial(embed, [corpus], g, compute, {s.name: every for s in g})) for g in groups)
+    steps = {s.name: feature_step(corpus.step.store, s) for g in groups for s in g}
+    return sum(
+        seconds_of(partial(make_features, [corpus], g, steps, compute, {s.name: every for s in g})) for g in groups
+    )
 
 
 def measure(name: str, specs: list[ClipSpec], photos: Path, few: Path, root: Path, repeats: int) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def measure(name: str, specs: list[ClipSpec], photos: Path, few: Path, root: Pat
     corpus = list_corpus(Store(tempfile.mkdtemp(dir=root)), Source(uri=str(photos)), 4096)
     clips = [ClipModel(s, device="cpu") for s in specs]
     geometries = list({s.geometry.key: s.geometry for s in specs}.values())
-    crops = decode_chunk(corpus.shards[0].root, corpus.listing(corpus.shards[0]).slice(0, CHUNK), geometries)
+    crops = next(decode_chunks(corpus.shards[0].root, corpus.listing(corpus.shards[0]), geometries, CHUNK))
     times: dict[str, list[float]] = {
         k: [] for k in ("plain", "one pass", "passes", "forward", "start one", "start all")
     }
@@ -138,7 +139,7 @@ def main() -> None:
         root = Path(folder)
         few = pick(args.folder, 1, root / "few")
         real = [random_weights(name, root) for name in ("RN50", "RN101", "ViT-B-32")]
-        demo = [resolve(Backbone(model=f"demo:{name}")) for name in ("rn", "vit_a", "vit_b")]
+        demo = [resolve_backbone(Backbone(model=f"demo:{name}")) for name in ("rn", "vit_a", "vit_b")]
         sides = {
             "one": (real[:1], args.images),
             "three": (real, args.images),

@@ -18,9 +18,9 @@ import ray
 
 from benchmarks.embed import pick
 from benchmarks.measure import hardware, report
-from upl_ray.artifacts import Store
-from upl_ray.config import Config
-from upl_ray.pipeline import run
+from upl_ray.config.settings import Config
+from upl_ray.pipeline.main import run
+from upl_ray.storage.store import Store
 
 
 def encoded(store: Store) -> int:

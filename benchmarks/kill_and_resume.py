@@ -29,8 +29,8 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from benchmarks.measure import hardware, report
-from upl_ray.artifacts import Store
-from upl_ray.images import EXTENSIONS
+from upl_ray.storage.store import Store
+from upl_ray.upl.images import EXTENSIONS
 
 BUCKET = "photographs"
 
@@ -83,7 +83,7 @@ def keys() -> list[str]:
 
 
 def ids_of(store: Store, folder: str, parts: list[str]) -> list[str]:
-    """Image ids in some parts of an artifact."""
+    """Image ids in some parts of an step."""
     return [i for p in parts for i in store.read_table(f"{folder}/{p}", ["image_id"])["image_id"].to_pylist()]
 
 

@@ -20,9 +20,9 @@ from torch import nn
 
 from benchmarks.measure import hardware, report, seconds_of
 from benchmarks.prompt_step import BATCH, LOGIT_SCALE, N_CTX, RandomClip
-from upl_ray.config import Train
-from upl_ray.prompt_learner import PromptLearner
-from upl_ray.text_encoder import TextEncoder
+from upl_ray.config.settings import Train
+from upl_ray.upl.prompt_encoder import PromptEncoder
+from upl_ray.upl.prompt_learner import PromptLearner
 
 
 def peak_gib() -> float:
@@ -40,7 +40,7 @@ def main() -> None:
     names = tuple(adjective + name for adjective, name in itertools.islice(pairs, args.classes))
     clip = RandomClip("cpu")
     learner = PromptLearner(
-        TextEncoder(clip, names, N_CTX),  # type: ignore[arg-type]
+        PromptEncoder(clip, names, N_CTX),  # type: ignore[arg-type]
         nn.functional.normalize(torch.randn(BATCH, 1, 1024), dim=-1),
         torch.randint(len(names), (BATCH,)),
         [0],

@@ -20,14 +20,14 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import Tensor, nn
 
 from benchmarks.measure import hardware, interleaved, matmul_rate, report
-from upl_ray.clip_model import DTYPES
-from upl_ray.text_encoder import TextEncoder
+from upl_ray.upl.clip_model import DTYPES
+from upl_ray.upl.prompt_encoder import PromptEncoder
 
 BATCH, N_CTX, LOGIT_SCALE = 32, 16, 100.0
 
 
 class RandomClip:
-    """RN50 with random weights, as much of a `ClipModel` as the text encoder needs."""
+    """RN50 with random weights, as much of a `ClipModel` as the prompt encoder needs."""
 
     def __init__(self, device: str) -> None:
         torch.manual_seed(0)
@@ -37,7 +37,7 @@ class RandomClip:
         self.spec = argparse.Namespace(name="RN50")
 
 
-def step(encoder: TextEncoder, ctx: Tensor, image_features: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+def step(encoder: PromptEncoder, ctx: Tensor, image_features: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
     """Class features of one forward and backward pass; the gradient is left in `ctx.grad`."""
     ctx.grad = None
     with torch.autocast(ctx.device.type, dtype, enabled=dtype != torch.float32):
@@ -48,7 +48,7 @@ def step(encoder: TextEncoder, ctx: Tensor, image_features: Tensor, labels: Tens
     return features
 
 
-def linear_flop(encoder: TextEncoder, members: int) -> float:
+def linear_flop(encoder: PromptEncoder, members: int) -> float:
     """Multiplications and additions that the linear layers need, forward and for the input's gradient; no padding."""
     w, layers, c = encoder.width, len(encoder.packed[0].layers), len(encoder.ids)
     p = encoder.packed[0].stop
@@ -66,15 +66,15 @@ def measure(
     device, dtype = clip.device.type, DTYPES[precision]
     plain_classes = min(classes, args.plain_limit)
     names = tuple(IMAGENET_CLASSNAMES[:classes])
-    ours = TextEncoder(clip, names, N_CTX)  # type: ignore[arg-type]
-    plain = TextEncoder(clip, names[:plain_classes], N_CTX)  # type: ignore[arg-type]
+    ours = PromptEncoder(clip, names, N_CTX)  # type: ignore[arg-type]
+    plain = PromptEncoder(clip, names[:plain_classes], N_CTX)  # type: ignore[arg-type]
     plain.mode = "own"
     generator = torch.Generator().manual_seed(1)
     ctx = torch.nn.Parameter((torch.randn(members, N_CTX, ours.width, generator=generator) * 0.02).to(device))
     features = nn.functional.normalize(torch.randn(members, BATCH, 1024, generator=generator), dim=-1).to(device)
     labels = torch.randint(plain_classes, (members, BATCH), generator=generator).to(device)
 
-    same = TextEncoder(clip, names[:plain_classes], N_CTX)  # type: ignore[arg-type]
+    same = PromptEncoder(clip, names[:plain_classes], N_CTX)  # type: ignore[arg-type]
     reference, reference_gradient = step(plain, ctx, features, labels, torch.float32), ctx.grad
     packed, packed_gradient = step(same, ctx, features, labels, dtype), ctx.grad
     assert reference_gradient is not None

@@ -4,7 +4,7 @@ python -m benchmarks.report --classes 1000 --per-class 16 --folder big-report/
 
 The images are crops of the two photographs that scikit-learn ships, so that they compress like photographs. Labels are
 drawn. How fast the page
-loads in a browser is measured by `tests/test_report_browser.py`.
+loads in a browser is measured by `tests/report/test_report_browser.py`.
 """
 
 from __future__ import annotations

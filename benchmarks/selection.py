@@ -22,8 +22,8 @@ import pyarrow as pa
 import ray
 
 from benchmarks.measure import hardware, report, seconds_of
-from upl_ray.config import Compute
-from upl_ray.selection import ROWS_OF_GROUP, streaming_top_k
+from upl_ray.config.settings import Compute
+from upl_ray.pipeline.selection import ROWS_OF_GROUP, streaming_top_k
 
 CLASSES, K, SHARD = 1000, 16, 4096
 

@@ -5,7 +5,6 @@ For reports of any size, in benchmarks and tests; nothing in it needs Ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,26 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from upl_ray import pseudo_labels, schema, score
-from upl_ray.artifacts import Artifact, Store
-from upl_ray.config import Config
-from upl_ray.corpus import Corpus, Shard, list_corpus
-from upl_ray.datasets.open import open_dataset
-from upl_ray.figures import figures_of
-from upl_ray.predict_config import Drift
-from upl_ray.predictions import publish
-from upl_ray.report.finished import word_artifact
-from upl_ray.snapshot import keep_snapshot
+from upl_ray.config.settings import Config
+from upl_ray.corpus.datasets import open_dataset
+from upl_ray.corpus.shards import Shard, keep_snapshot, list_corpus
+from upl_ray.pipeline.predictions import publish, tally_facts
+from upl_ray.pipeline.scores import (
+    ScoreTask,
+    Sources,
+    read_scores,
+    scores_step,
+    selected_images,
+    store_scores,
+    tally_of,
+)
+from upl_ray.storage import schema
+from upl_ray.storage.chain import Chain
+from upl_ray.storage.step import Step
+from upl_ray.storage.store import Store
+from upl_ray.upl.sampling import sampled
+from upl_ray.upl.tally import Models
+from upl_ray.upl.top_k import top_k
 
 LABELERS = ("alpha", "beta", "target")
 DIGEST = "0123456789ab"  # stands for a fingerprint: nothing is looked up by it
@@ -46,6 +55,9 @@ class SyntheticRun:
     top_k: int = 4
     starved: tuple[int, ...] = ()  # classes that nobody predicts
     rejected: dict[str, str] = field(default_factory=dict)
+    sample: float = 0.5  # share of the images that prompts are learned on by refined labels [0-1]
+    verdict: dict[str, Any] = field(default_factory=dict)  # of `run.json`
+    absent: tuple[str, ...] = ()  # names of classes
     seed: int = 0
 
     def write(self) -> Store:
@@ -57,23 +69,23 @@ class SyntheticRun:
         corpora = {part: list_corpus(store, source, self.shard_size) for part, source in sources.items()}
         corpus = corpora["corpus"]
         kept = {part: keep_snapshot(c, self.rejected if part == "corpus" else {}) for part, c in corpora.items()}
-        made = {variant: self._variant(store, corpora, variant) for variant in self.variants}
+        scored: Sources = {part: (c, sources[part].labels) for part, c in corpora.items()}
+        made = {variant: self._variant(store, scored, variant) for variant in self.variants}
         for name in LABELERS:
-            Artifact(store, f"features-{name}", DIGEST).finish(backbone={}, identity={})
-        folders = {v: {step: a.folder for step, a in steps.items()} for v, steps in made.items()}
-        rules: dict[str, str] = {part: source.labels for part, source in sources.items()}
-        scores = {v: self._scores(corpora, rules, v, steps) for v, steps in made.items()}
+            Step(store, f"features-{name}", DIGEST).finish(backbone={}, identity={})
+        folders = {v: chain.folders() for v, chain in made.items()}
+        scores = {v: read_scores(chain.scores) for v, chain in made.items()}
         first = made[self.variants[0]]
         store.write_json("config.json", config.model_dump(mode="json"))
-        store.write_sealed(
+        store.write_json(
             "run.json",
             {
                 "status": "done",
                 "seconds": 12.3,
                 "storage": store.uri,
-                "classifier": first["classifier"].uri,
-                "classifiers": {v: steps["classifier"].uri for v, steps in made.items()},
-                "predictions": first["predictions"].uri,
+                "classifier": first.classifier.uri,
+                "classifiers": {v: chain.classifier.uri for v, chain in made.items()},
+                "predictions": first.predictions.uri,
                 "target": "target",
                 "images": corpus.images,
                 "rejected": len(self.rejected),
@@ -82,11 +94,13 @@ class SyntheticRun:
                 "scores": scores,
                 "report": store.join("report/index.html"),
                 "sources": {p: {"uri": s.uri, "labels": s.labels} for p, s in sources.items()},
-                "artifacts": {
-                    "corpora": {part: artifact.folder for part, artifact in kept.items()},
+                "folders": {
+                    "corpora": {part: step.folder for part, step in kept.items()},
                     "features": {name: f"features-{name}-{DIGEST}" for name in LABELERS},
                     "variants": folders,
                 },
+                "verdict": self.verdict,
+                "absent_classes": list(self.absent),
                 "steps": {"features": 4.5, folders[self.variants[0]]["members"]: 61.0},
                 "config": config.model_dump(mode="json"),
             },
@@ -114,37 +128,42 @@ class SyntheticRun:
 
     def labelers(self, variant: str) -> tuple[str, ...]:
         """Names in the order of columns."""
-        return LABELERS if variant == "upl*" else ("target",)
+        return ("target",) if variant == "upl" else LABELERS
 
-    def _variant(self, store: Store, corpora: dict[str, Corpus], variant: str) -> dict[str, Artifact]:
+    def _variant(self, store: Store, sources: Sources, variant: str) -> Chain:
         digest = f"{len(variant)}{DIGEST[1:]}"
         steps = ("pseudo_labels", "selection", "views", "members", "classifier", "predictions")
-        pseudo, selection, views, members, classifier, predictions = (Artifact(store, s, digest) for s in steps)
+        made = {step: Step(store, step, digest) for step in steps}
+        if variant == "refined":
+            made["refinement"] = Step(store, "refinement", digest)
+        chain = Chain(**made, scores=scores_step(made["predictions"], sources))
         rng = np.random.default_rng([self.seed, len(variant)])
         chosen = []
-        for part, shard, ids in _shards(corpora):
+        models = Models(len(self.classnames), self.labelers(variant), "target", self.members)
+        task = ScoreTask(chain, sources, models, self.classnames)
+        for part, shard in task.shards():
+            ids = sources[part][0].listing(shard)["image_id"].to_pylist()
             table = self._pseudo(ids, len(self.labelers(variant)), rng)
+            pseudo = chain.pseudo_labels
             pseudo.commit(shard.state, parts=[pseudo.write_part(shard.state, table)], rows=len(table))
-            commit_predictions(predictions, shard, self._predictions(table, rng))
+            commit_predictions(chain.predictions, shard, self._predictions(table, rng, variant))
             if part == "corpus":
+                if variant == "refined":
+                    table = table.take(sampled(table["image_id"].to_pylist(), self.sample))
                 of = pa.array([shard.id] * len(table), pa.string())
                 chosen.append(table.select(["image_id", "pseudo_label", "confidence"]).append_column("shard", of))
-        selection.finish(files=selection.write_file("selection.parquet", pseudo_labels.top_k(chosen, self.top_k)))
-        members.finish(files=members.write_file("history.parquet", self._history(rng)))
-        words = rng.choice(["it", "<b>", "photo", "…"], (self.members, 4)).tolist()
-        word_artifact(classifier).finish(words=words, distances=np.ones((self.members, 4)).tolist(), between_words=0.5)
-        classifier.finish(classnames=list(self.classnames), variant=variant, members=members.folder)
-        publish(predictions, corpora["corpus"], self.rejected, classifier, Drift())
-        for artifact in (pseudo, views):
-            artifact.finish()
-        return {
-            "pseudo": pseudo,
-            "selection": selection,
-            "views": views,
-            "members": members,
-            "classifier": classifier,
-            "predictions": predictions,
-        }
+        selected = top_k(chosen, self.top_k if variant != "refined" else max(1, sum(map(len, chosen))))
+        chain.selection.finish(files=chain.selection.write_file("selection.parquet", selected))
+        chain.members.finish(files=chain.members.write_file("history.parquet", self._history(rng)))
+        chain.classifier.finish(classnames=list(self.classnames), variant=variant, members=chain.members.folder)
+        publish(chain.predictions, sources["corpus"][0], chain.classifier)
+        for name in ("pseudo_labels", "views", "refinement"):
+            if name in made:
+                made[name].finish()
+        of_shard = selected_images(chain.selection)
+        tallies = ((part, *tally_of(task, part, s, of_shard.get(s.id, ()))) for part, s in task.shards())
+        store_scores(task, tallies)
+        return chain
 
     def _drawn(self, true: npt.NDArray[Any], share: float, rng: np.random.Generator) -> npt.NDArray[Any]:
         """The truth, or in a share of cases another class; never a starved one."""
@@ -165,13 +184,15 @@ class SyntheticRun:
         columns = [ids, own[:, 0], confidence.mean(axis=1), own.tolist(), confidence.tolist()]
         return pa.table(columns, schema=schema.PSEUDO_LABELS)
 
-    def _predictions(self, pseudo: pa.Table, rng: np.random.Generator) -> pa.Table:
+    def _predictions(self, pseudo: pa.Table, rng: np.random.Generator, variant: str) -> pa.Table:
         ids = pseudo["image_id"].to_pylist()
         true = self._true(ids)
         members = np.stack([self._drawn(true, 0.2, rng) for _ in range(self.members)], axis=1)
         names = [self.classnames[i] for i in members[:, 0]]
         confidence = rng.beta(5, 2, len(ids)).astype(np.float32)
-        return pa.table([ids, members[:, 0], names, confidence, members.tolist()], schema=schema.PREDICTIONS)
+        even = self._drawn(true, 0.1, rng) if variant == "refined" else members[:, 0]
+        columns = [ids, members[:, 0], names, confidence, members.tolist(), even]
+        return pa.table(columns, schema=schema.PREDICTIONS)
 
     def _history(self, rng: np.random.Generator) -> pa.Table:
         rows = [
@@ -181,32 +202,8 @@ class SyntheticRun:
         ]
         return pa.Table.from_pylist(rows, schema=schema.HISTORY)
 
-    def _scores(
-        self, corpora: dict[str, Corpus], rules: dict[str, str], variant: str, steps: dict[str, Artifact]
-    ) -> dict[str, Any]:
-        names, labelers, rows = self.classnames, list(self.labelers(variant)), corpora.items()
-        selection, pseudo, said = (
-            steps["selection"].read_table("selection.parquet"),
-            steps["pseudo"],
-            steps["predictions"],
-        )
-        return {
-            "labelers": labelers,
-            "selection": score.score_selection(corpora["corpus"], selection, rules["corpus"], names),
-            "zero_shot": {p: score.score_zero_shot(c, rules[p], pseudo, labelers, names) for p, c in rows},
-            "predictions": {p: score.score_predictions(c, rules[p], said, names) for p, c in rows},
-        }
 
-
-def _shards(corpora: dict[str, Corpus]) -> Iterator[tuple[str, Shard, list[str]]]:
-    """Each shard with its part and image ids, the corpus first."""
-    for part, corpus in corpora.items():
-        for shard in corpus.shards:
-            yield part, shard, corpus.listing(shard)["image_id"].to_pylist()
-
-
-def commit_predictions(predictions: Artifact, shard: Shard, rows: pa.Table) -> None:
+def commit_predictions(predictions: Step, shard: Shard, rows: pa.Table) -> None:
     """Commit rows of `schema.PREDICTIONS` as the jobs do."""
-    figures = figures_of(rows, shard.rows - len(shard.removed))
     part = predictions.write_part(shard.state, rows)
-    predictions.commit(shard.state, parts=[part], rows=len(rows), figures=figures)
+    predictions.commit(shard.state, parts=[part], rows=len(rows), **tally_facts(shard, rows))

@@ -23,9 +23,9 @@ from torch import nn
 
 from benchmarks.measure import hardware, interleaved, report
 from benchmarks.prompt_step import BATCH, LOGIT_SCALE, N_CTX, RandomClip, step
-from upl_ray.config import Train
-from upl_ray.prompt_learner import PromptLearner
-from upl_ray.text_encoder import TextEncoder
+from upl_ray.config.settings import Train
+from upl_ray.upl.prompt_encoder import PromptEncoder
+from upl_ray.upl.prompt_learner import PromptLearner
 
 EPOCHS, VIEWS, K = 50, 50, 16
 
@@ -43,14 +43,14 @@ def main() -> None:
     bank = nn.functional.normalize(torch.randn(images, VIEWS, 1024, generator=generator), dim=-1)
     labels = torch.arange(images) % args.classes
 
-    plain = TextEncoder(clip, names, N_CTX)  # type: ignore[arg-type]
+    plain = PromptEncoder(clip, names, N_CTX)  # type: ignore[arg-type]
     plain.mode = "own"
     ctx = (torch.randn(1, N_CTX, plain.width) * 0.02).to(device).requires_grad_()
     pixels = torch.randn(BATCH, 3, 224, 224, device=device)
     first = bank[:BATCH, 0][None].to(device), labels[:BATCH][None].to(device)
     learners = {
         members: PromptLearner(
-            TextEncoder(clip, names, N_CTX),  # type: ignore[arg-type]
+            PromptEncoder(clip, names, N_CTX),  # type: ignore[arg-type]
             bank,
             labels,
             range(members),

@@ -6,15 +6,16 @@ usage: python jobs/ablate.py [FILE.yaml] [--field value ...]      without a file
 import sys
 from pathlib import Path
 
-from upl_ray.command_line import load_config, run_job
+from upl_ray.config.cli import load_config, run_job
 
 
 def main() -> int:
     """Exit status: 0 when the whole table is in storage, 2 when the configuration cannot work, 1 otherwise."""
     config = load_config(sys.argv[1:], default=Path(__file__).parent / "demo.yaml")
-    from upl_ray.ablate import ablate, report  # torch and Ray take seconds to import; a wrong field is told before
+    from upl_ray.studies.ablate import ablate  # torch and Ray take seconds to import; a wrong field is reported before
+    from upl_ray.studies.study import format_summary
 
-    print(report(ablate(config)))
+    print(format_summary(ablate(config)))
     return 0
 
 

@@ -6,15 +6,16 @@ usage: python jobs/compare.py [FILE.yaml] [--field value ...]     without a file
 import sys
 from pathlib import Path
 
-from upl_ray.command_line import load_config, run_job
+from upl_ray.config.cli import load_config, run_job
 
 
 def main() -> int:
     """Exit status: 0 when the whole table is in storage, 2 when the configuration cannot work, 1 otherwise."""
     config = load_config(sys.argv[1:], default=Path(__file__).parent / "demo.yaml")
-    from upl_ray.compare import compare, report  # torch and Ray take seconds to import; a wrong field is told before
+    from upl_ray.studies.compare import NOTES, compare  # torch and Ray take seconds to import
+    from upl_ray.studies.study import format_summary
 
-    print(report(compare(config)))
+    print(format_summary(compare(config), NOTES))
     return 0
 
 

@@ -8,13 +8,13 @@ import json
 import sys
 from pathlib import Path
 
-from upl_ray.command_line import load_predict, run_job
+from upl_ray.config.cli import load_predict, run_job
 
 
 def main() -> int:
     """Exit status: 0 when all images are labeled, 2 when the configuration cannot work, 1 otherwise."""
     job = load_predict(sys.argv[1:], default=Path(__file__).parent / "predict.yaml")
-    from upl_ray.predict import run  # torch and Ray take seconds to import; a wrong field is told before
+    from upl_ray.pipeline.nightly import run  # torch and Ray take seconds to import; a wrong field is reported before
 
     summary = run(job)
     print(json.dumps(summary))

@@ -1,51 +1,68 @@
-"""docs/dependencies.md names everything that an installation brings, in its version, with a licence."""
+"""Every package that is imported is declared in pyproject.toml, and all that an installation brings is pinned."""
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-LINE = re.compile(r"^\| (\S+) +\| (\S+) +\| (.+?) +\|", re.MULTILINE)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DEV = PROJECT["optional-dependencies"]["dev"]
+OURS = {"upl_ray", "jobs", "benchmarks", "tests", *(p.stem for p in (ROOT / "tests").rglob("*.py"))}
 
 
-def installed(
-    requirements: list[str], extras: frozenset[str] = frozenset(), seen: set[tuple[str, frozenset[str]]] | None = None
-) -> dict[str, str]:
-    """Name and version, here, of what some requirements bring with them."""
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names of all modules that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def brought(requirements: list[str], extras: frozenset[str] = frozenset(), seen: set[str] | None = None) -> set[str]:
+    """Names of all packages that some requirements bring to this machine, directly and indirectly."""
     seen = set() if seen is None else seen
-    found: dict[str, str] = {}
     for required in map(Requirement, requirements):
         if required.marker and not any(required.marker.evaluate({"extra": e}) for e in (*extras, "")):
             continue
-        about, wanted = importlib.metadata.distribution(required.name), frozenset(required.extras)
-        found[canonicalize_name(required.name)] = about.version
-        if (required.name, wanted) not in seen:
-            seen.add((required.name, wanted))
-            found |= installed(about.requires or [], wanted, seen)
-    return found
+        key = f"{canonicalize_name(required.name)}[{','.join(sorted(required.extras))}]"
+        if key not in seen:
+            seen.add(key)
+            about = importlib.metadata.distribution(required.name)
+            brought(about.requires or [], frozenset(required.extras), seen)
+    return {key.partition("[")[0] for key in seen}
 
 
-@pytest.fixture(scope="module")
-def needed() -> dict[str, str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return installed(project["dependencies"])
+def undeclared(folders: tuple[str, ...], packages: set[str]) -> set[str]:
+    """Modules that are imported in some folders and belong to none of these packages."""
+    owners = importlib.metadata.packages_distributions()
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    foreign = {name for path in files for name in imported(path)} - OURS - sys.stdlib_module_names
+    assert len(foreign) > 10
+    return {n for n in foreign if not {canonicalize_name(p) for p in owners.get(n, ())} & packages}
 
 
-def test_every_package_is_listed_with_its_version_and_licence(needed: dict[str, str]) -> None:
-    lines = LINE.findall((ROOT / "docs/dependencies.md").read_text())
-    listed = {canonicalize_name(name): (version, licence) for name, version, licence in lines}
+def test_every_import_of_the_package_is_declared() -> None:
+    declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
+    assert undeclared(("upl_ray", "jobs"), declared) == set()
+    assert undeclared(("upl_ray", "jobs"), declared - {"torch"}) == {"torch"}
+
+
+def test_every_other_import_comes_with_the_developers_tools() -> None:
+    assert undeclared(("tests", "benchmarks"), brought([*PROJECT["dependencies"], *DEV])) == set()
+
+
+def test_every_package_is_pinned() -> None:
+    needed = brought([*PROJECT["dependencies"], *DEV])
     assert len(needed) > 50
-    assert {n: listed.get(n, ("",))[0] for n in needed} == needed
-    assert not [n for n in needed if listed[n][1] in ("UNKNOWN", "")]
-
-
-def test_every_package_is_pinned(needed: dict[str, str]) -> None:
     pins = re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    assert needed.keys() <= {canonicalize_name(n) for n in pins}
+    assert needed <= {canonicalize_name(n) for n in pins}

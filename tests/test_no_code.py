@@ -12,19 +12,20 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import MakeModel, resolve_folder
+from models import MakeModel, resolve_folder
 
-from upl_ray import integrity
-from upl_ray.artifacts import Artifact
-from upl_ray.backbones import resolve
-from upl_ray.clip_model import ClipModel
-from upl_ray.config import Backbone, ConfigError, Source
-from upl_ray.corpus import list_corpus
-from upl_ray.ensemble import FILE, load_ensemble
-from upl_ray.images import Rejected, decode
-from upl_ray.members import read_checkpoint
-from upl_ray.reading import read_images
-from upl_ray.storage import RAY_TYPES, Store
+from upl_ray.config.settings import Backbone, Source
+from upl_ray.corpus.read import read_images
+from upl_ray.corpus.shards import list_corpus
+from upl_ray.errors import ConfigError, Damaged
+from upl_ray.pipeline.members import read_checkpoint
+from upl_ray.storage.step import Step
+from upl_ray.storage.store import RAY_TYPES, Store
+from upl_ray.upl.backbones import resolve_backbone
+from upl_ray.upl.clip_model import ClipModel
+from upl_ray.upl.ensemble import FILE, load_ensemble
+from upl_ray.upl.images import decode
+from upl_ray.upl.rejection import Rejected
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [p for folder in ("upl_ray", "jobs", "benchmarks") for p in (ROOT / folder).rglob("*.py")]
@@ -107,17 +108,17 @@ def test_a_weights_file_that_is_a_pickle_does_not_run(poison: bytes, marker: Pat
     for name in ("weights.pt", "weights.bin", "weights.pth", "weights.safetensors"):
         (tmp_path / name).write_bytes(poison)
         with pytest.raises(Exception):  # noqa: B017, PT011
-            ClipModel(resolve(Backbone(model="ViT-B-32", pretrained=str(tmp_path / name), quick_gelu=False)))
+            ClipModel(resolve_backbone(Backbone(model="ViT-B-32", pretrained=str(tmp_path / name), quick_gelu=False)))
         assert not marker.exists()
 
 
 def test_a_pickle_among_artifacts_or_images_does_not_run(poison: bytes, marker: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "run"))
-    artifact = Artifact(store, "members", "0" * 12)
-    for name in (artifact.name("checkpoints/member-00.safetensors"), artifact.name("manifest.json"), FILE):
+    step = Step(store, "members", "0" * 12)
+    for name in (step.path("checkpoints/member-00.safetensors"), step.path("manifest.json"), FILE):
         store.write(name, poison)
-    for read in (lambda: read_checkpoint(artifact, 0), artifact.manifest, lambda: load_ensemble(store.uri)):
-        with pytest.raises(integrity.Damaged):
+    for read in (lambda: read_checkpoint(step, 0), step.manifest, lambda: load_ensemble(store.uri)):
+        with pytest.raises(Damaged):
             read()
     with pytest.raises(Rejected):
         decode(poison)

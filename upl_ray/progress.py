@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,12 @@ class Laps:
         self._starts.append((step, time.monotonic()))
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each step until now."""
+        """Seconds of each step until now, of all its laps together."""
         ends = [t for _, t in self._starts[1:]] + [time.monotonic()]
-        return {step: round(end - start, 1) for (step, start), end in zip(self._starts, ends, strict=True)}
+        found: dict[str, float] = defaultdict(float)
+        for (step, start), end in zip(self._starts, ends, strict=True):
+            found[step] += end - start
+        return {step: round(seconds, 1) for step, seconds in found.items()}
 
 
 def duration(seconds: float) -> str:

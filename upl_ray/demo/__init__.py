@@ -1,1 +1,1 @@
-"""The embedded demo: real handwritten digits, three tiny CLIP backbones, and the script that trained them."""
+"""The embedded demo: real handwritten digits, three tiny CLIP backbones, and the code that trained them."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from upl_ray.storage import absolute
+from upl_ray.storage.store import absolute
 
 BACKBONES = Path(__file__).parent / "backbones"
 DIGITS = Path("upl-demo") / "digits"
@@ -28,5 +28,5 @@ def backbone(model: str) -> str:
     folder = BACKBONES / model.removeprefix("demo:")
     if not folder.is_dir():
         names = sorted(p.name for p in BACKBONES.iterdir())
-        raise ValueError(f"backbones: there is no demo backbone {model!r}; there are {['demo:' + n for n in names]}")
+        raise ValueError(f"there is no demo backbone {model!r}; use one of {['demo:' + n for n in names]}")
     return f"local-dir:{folder}"

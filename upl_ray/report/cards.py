@@ -1,9 +1,10 @@
-"""The selected images of each class, as cards: a picture, what is known of it, and the rows behind it."""
+"""The selected images of each class as cards: thumbnails, numbers, and a table of the images."""
 
 from __future__ import annotations
 
 import base64
 import json
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from html import escape
@@ -11,20 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from upl_ray.corpus import Corpus
+from upl_ray.corpus.shards import Corpus
 from upl_ray.report.findings import Findings
 from upl_ray.report.thumbnails import COLUMNS, Sprite, Wanted, limited, load_sprites
 
-# Bytes of a page [measured on 2,000 cards]; it shall stay below 10 MB, which mail and browsers take.
+# Bytes of a page, measured on 2,000 cards; it stays below 10 MB, which mail programs and browsers accept.
 PAGE_BYTES = 9_500_000
 OTHER_BYTES = 1_000_000  # figures, tables, style
-CARD_BYTES, NAMES_OF_CARD = 800, 4  # its markup, and how often it says the name of its class
-ROW_BYTES = 90  # of an image beside its id: numbers, and a frame
+CARD_BYTES, NAMES_OF_CARD = 800, 4  # markup of a card, and how often it repeats the name of its class
+ROW_BYTES = 90  # numbers and frame of an image, without its id
 TILE_BYTES = 160  # of the smallest thumbnail
 MOST_SPRITE_BYTES = 4_500_000
 MAX_CARDS = 4_000
 
-Rows = dict[int, list[dict[str, Any]]]  # class -> its selected images by rank
+SAMPLED_TILES = 16  # of a class, where the selection is a sample of any size
+
+RowsOfClass = dict[int, list[dict[str, Any]]]  # class -> its selected images by rank
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Card:
     variant: str  # slug
     label: int
     classname: str
+    refined: bool  # see `Findings.refined`
     images: int  # selected
     predicted: int  # images of the corpus with this pseudo-label
     confidence: tuple[float, float] | None  # of the selected images, highest and lowest
@@ -47,9 +51,14 @@ class Card:
 
     @property
     def agreement(self) -> float:
-        """What cards are ordered by: agreement of labelers, or of members where there is one labeler."""
+        """Agreement of labelers, or of members if there is one labeler; cards are ordered by it."""
         value = self.members_agree if self.labelers_agree is None else self.labelers_agree
         return 1.0 if value is None else value
+
+    @property
+    def few(self) -> int:
+        """Cards of few images come first; a class' share of a sample says nothing, unless there is none."""
+        return min(self.images, 1) if self.refined else self.images
 
     @property
     def source(self) -> str:
@@ -59,42 +68,55 @@ class Card:
 
 
 def data_address(sprite: Sprite) -> str:
-    """A picture as an address that holds it."""
+    """A `data:` address that contains the picture."""
     return "data:image/webp;base64," + base64.b64encode(sprite.webp).decode()
 
 
-def by_class(found: Findings) -> Rows:
+def by_class(found: Findings) -> RowsOfClass:
     """The selected images of each class, the most confident first."""
-    rows: Rows = defaultdict(list)
+    rows: RowsOfClass = defaultdict(list)
     for row in found.selected:
         rows[row["pseudo_label"]].append(row)
     return {label: sorted(of, key=lambda r: int(r["rank"])) for label, of in rows.items()}
 
 
-def make_cards(found: list[Findings], names: tuple[str, ...], corpus: Corpus) -> tuple[list[Card], dict[str, Sprite]]:
-    """Cards of every variant and class, those that need a look first, and the sprites of changed images by variant.
+def _tiles_by_class(found: Findings) -> RowsOfClass:
+    """Those with a thumbnail, where there is room for it: the most confident ones, or of a sample some by chance."""
+    rows = by_class(found)
+    if not found.refined:
+        return rows
+    return {label: sorted(of, key=_by_chance)[:SAMPLED_TILES] for label, of in rows.items()}
 
-    A page shows MAX_CARDS; where there are more classes, those that need a look least are in the tables only.
+
+def _by_chance(row: dict[str, Any]) -> int:
+    return zlib.crc32(row["image_id"].encode())
+
+
+def make_cards(found: list[Findings], names: tuple[str, ...], corpus: Corpus) -> tuple[list[Card], dict[str, Sprite]]:
+    """Cards of every variant and class, and the sprites of changed images by variant.
+
+    Cards that need a look come first: starved classes, then those of least agreement. A page shows MAX_CARDS; the
+    others are in the tables only.
     """
-    rows = {f.slug: by_class(f) for f in found}
+    rows, tiles = ({f.slug: of(f) for f in found} for of in (by_class, _tiles_by_class))
     bare = [_card(f, c, name, rows[f.slug].get(c, [])) for f in found for c, name in enumerate(names)]
     order = {f.slug: i for i, f in enumerate(found)}
-    bare.sort(key=lambda card: (order[card.variant], card.images, card.agreement, card.label))
-    fair = sorted(bare, key=lambda card: (card.images, card.agreement))[:MAX_CARDS]
+    bare.sort(key=lambda card: (order[card.variant], card.few, card.agreement, card.label))
+    fair = sorted(bare, key=lambda card: (card.few, card.agreement))[:MAX_CARDS]
     wanted: Wanted = {f"{f.slug} changed": _places(f.corpus["examples"]) for f in found}
-    wanted |= {f"{c.variant} {c.label}": _places(rows[c.variant].get(c.label, [])) for c in fair}
+    wanted |= {f"{c.variant} {c.label}": _places(tiles[c.variant].get(c.label, [])) for c in fair}
     wanted, budget = _fitted({key: places for key, places in wanted.items() if places}, fair, names)
     sprites = load_sprites(corpus, wanted, budget)
     shown = {(c.variant, c.label) for c in fair}
     bare = [replace(c, shown=(c.variant, c.label) in shown) for c in bare]
-    cards = [_with_sprite(c, rows[c.variant].get(c.label, []), sprites.get(f"{c.variant} {c.label}")) for c in bare]
+    cards = [_with_sprite(c, tiles[c.variant].get(c.label, []), sprites.get(f"{c.variant} {c.label}")) for c in bare]
     return cards, {f.slug: sprites[f"{f.slug} changed"] for f in found if f"{f.slug} changed" in sprites}
 
 
 def _fitted(wanted: Wanted, cards: list[Card], names: tuple[str, ...]) -> tuple[Wanted, int]:
-    """As many tiles as a page can hold, and how many bytes are left for their pictures (base64 adds a third).
+    """The tiles that fit into a page, and the bytes left for their pictures (base64 adds a third).
 
-    It depends on names and ids alone, so that a page that is made again finds its thumbnails in storage.
+    Both depend on names and ids only, so that a rebuilt page finds its thumbnails in storage.
     """
     fixed = OTHER_BYTES + sum(len(json.dumps(name)) for name in names)
     fixed += sum(CARD_BYTES + NAMES_OF_CARD * len(escape(c.classname).encode()) for c in cards)
@@ -116,6 +138,7 @@ def _card(f: Findings, label: int, classname: str, rows: list[dict[str, Any]]) -
         variant=f.slug,
         label=label,
         classname=classname,
+        refined=f.refined,
         images=len(rows),
         predicted=f.corpus["predicted"]["fused"][label],
         confidence=(rows[0]["confidence"], rows[-1]["confidence"]) if rows else None,
@@ -138,12 +161,12 @@ def frames(wrong: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def image_rows(found: list[Findings], cards: list[Card]) -> dict[str, dict[int, list[list[Any]]]]:
-    """For the page's script, by variant and class: id, confidence, who agrees and true class of images with thumbnails.
+    """Id, confidence, agreements and true class of the images with thumbnails, by variant and class, for the script.
 
-    No more of them, so that the page's size does not depend on K; all are in the tables beside it.
+    The page's size does not depend on K: the other images are in the tables only.
     """
     rows: dict[str, dict[int, list[list[Any]]]] = {f.slug: {} for f in found}
-    of_class = {f.slug: by_class(f) for f in found}
+    of_class = {f.slug: _tiles_by_class(f) for f in found}
     for card in cards:
         if card.sprite:
             shown = of_class[card.variant][card.label][: card.sprite.tiles]

@@ -1,6 +1,7 @@
-"""A page that compares finished runs: what differs in what was asked, and in what came out.
+"""A page that compares finished runs: their configurations, their results, and their labels image by image.
 
-Runs over the same images are compared image by image, which tells smaller differences than two intervals side by side.
+Two runs on the same images are compared by the images on which they differ, which shows smaller differences than the
+intervals of both.
 """
 
 from __future__ import annotations
@@ -14,26 +15,32 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from upl_ray.artifacts import Store
-from upl_ray.config import ConfigError
-from upl_ray.corpus import Shard
-from upl_ray.metrics import UNLABELED, paired_difference
-from upl_ray.report.charts import Estimate, estimates
-from upl_ray.report.exhibit import NAMES_OF_PARTS, Exhibit
-from upl_ray.report.export import address
-from upl_ray.report.figures import figure_style
-from upl_ray.report.findings import Findings, accuracies, agreements, gather, zero_shot_accuracy
+from upl_ray.corpus.shards import Shard
+from upl_ray.corpus.true_labels import true_labels_of
+from upl_ray.errors import ConfigError
+from upl_ray.report.exhibits import Exhibit
+from upl_ray.report.export import SHARDS_AHEAD, address
+from upl_ray.report.figures import estimates, figure_style
+from upl_ray.report.findings import (
+    NAMES_OF_PARTS,
+    Estimate,
+    Findings,
+    accuracies,
+    agreements,
+    gather,
+    share,
+    zero_shot_accuracy,
+)
 from upl_ray.report.finished import FinishedRun, fields, open_run
-from upl_ray.report.html import cell, render, share
-from upl_ray.report.page import show
-from upl_ray.report.read_ahead import read_ahead
-from upl_ray.score import labels_of
+from upl_ray.report.page import cell, render, write_exhibit
+from upl_ray.storage.store import Store, read_ahead
+from upl_ray.upl.metrics import UNLABELED, paired_difference
 
 log = logging.getLogger(__name__)
 
 FOLDER = "report/comparison"
 COUNTS = ("images", "versions", "same", "labeled", "gained", "lost")  # of a pair of runs
-PAIRED_IMAGES = 200_000  # images that runs are compared on one by one; of a larger corpus a sample by id
+PAIRED_IMAGES = 200_000  # images that are compared one by one; of a larger corpus a sample by id
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,11 @@ def write_comparison(stores: list[Store]) -> str:
     compared = [Compared(letter, run, gather(run)) for letter, run in zip(string.ascii_uppercase, runs, strict=False)]
     part = next((c.first.judged_part for c in compared if c.first.judged_part), "corpus")
     with figure_style():
-        shown = show(stores[0], FOLDER, _figure(compared, part))
+        exhibit = write_exhibit(stores[0], FOLDER, _results(compared, part))
     html = render(
         "compare.html.j2",
         compared=compared,
-        exhibit=shown,
+        exhibit=exhibit,
         overview=_overview(compared),
         differences=differences({c.letter: c.run.config for c in compared}),
         pairs=[_pair(compared[0], other, part) for other in compared[1:]],
@@ -84,7 +91,7 @@ def write_comparison(stores: list[Store]) -> str:
     return stores[0].join(f"{FOLDER}/index.html")
 
 
-def _figure(compared: list[Compared], part: str) -> Exhibit:
+def _results(compared: list[Compared], part: str) -> Exhibit:
     judged = all(part in c.first.parts and c.first.parts[part]["labeled"] for c in compared)
     rows: list[Estimate] = []
     for c in compared:
@@ -95,7 +102,7 @@ def _figure(compared: list[Compared], part: str) -> Exhibit:
     title = "Accuracy of all runs" if judged else "Agreement of all runs (no accuracy)"
     caption = (
         "Look first at the zero-shot lines: where these differ, the runs do not start from the same place. Bars: 95 % "
-        "intervals (Wilson), for members the range. Whether two runs over the same images differ is told below."
+        "intervals (Wilson), for members the range. Below, runs on the same images are compared image by image."
     )
     xlabel = "accuracy" if judged else "share of images with the same label"
     figure = estimates({NAMES_OF_PARTS[part]: rows}, xlabel)
@@ -104,17 +111,17 @@ def _figure(compared: list[Compared], part: str) -> Exhibit:
 
 
 def _overview(compared: list[Compared]) -> tuple[list[str], list[list[Any]]]:
-    """A line for each thing that is told of every run."""
+    """Header and rows of the table with one column for each run."""
 
-    def ensemble(c: Compared, part: str) -> str:
+    def accuracy(c: Compared, part: str, zero_shot: bool = False) -> str:
         numbers = c.first.parts.get(part)
         if not numbers or not numbers["labeled"]:
             return "–"
+        if zero_shot:
+            return share(zero_shot_accuracy(c.first, part))
         return share(sum(numbers["right"]["ensemble"]) / numbers["labeled"])
 
-    def zero_shot(c: Compared, part: str) -> str:
-        return share(zero_shot_accuracy(c.first, part)) if ensemble(c, part) != "–" else "–"
-
+    parts = NAMES_OF_PARTS.items()
     rows: list[tuple[str, list[Any]]] = [
         ("storage", [c.run.store.uri for c in compared]),
         ("variant", [c.first.title for c in compared]),
@@ -124,14 +131,14 @@ def _overview(compared: list[Compared]) -> tuple[list[str], list[list[Any]]]:
         ("rejected", [c.run.summary["rejected"] for c in compared]),
         ("classes", [len(c.run.classnames) for c in compared]),
         ("starved classes", [len(c.first.scores["selection"]["starved"]) for c in compared]),
-        ("precision of the top-K", [share(c.first.scores["selection"]["precision"]) for c in compared]),
+        ("precision of the selected labels", [share(c.first.scores["selection"]["precision"]) for c in compared]),
         *(
-            (f"zero-shot of the target, {name}", [zero_shot(c, p) for c in compared])
-            for p, name in NAMES_OF_PARTS.items()
+            (f"zero-shot of the target, {name}", [accuracy(c, p, zero_shot=True) for c in compared])
+            for p, name in parts
         ),
-        *((f"ensemble, {name}", [ensemble(c, p) for c in compared]) for p, name in NAMES_OF_PARTS.items()),
+        *((f"ensemble, {name}", [accuracy(c, p) for c in compared]) for p, name in parts),
     ]
-    return ["", *(c.letter for c in compared)], [[what, *map(cell, values)] for what, values in rows]
+    return ["", *(c.letter for c in compared)], [[name, *map(cell, values)] for name, values in rows]
 
 
 def differences(configs: dict[str, dict[str, Any]]) -> list[list[Any]]:
@@ -143,51 +150,51 @@ def differences(configs: dict[str, dict[str, Any]]) -> list[list[Any]]:
 
 
 def _pair(one: Compared, other: Compared, part: str) -> dict[str, Any]:
-    """Two runs on the images that both have, in the same version."""
-    told: dict[str, Any] = {"names": (one.name, other.name), **dict.fromkeys(COUNTS, 0)}
+    """Two runs on the images of the same version in both; with labels also their difference in accuracy."""
+    pair: dict[str, Any] = {"names": (one.name, other.name), **dict.fromkeys(COUNTS, 0)}
     if part in one.run.corpora and part in other.run.corpora:
-        # A data set's names may repeat, so classes are told apart by their place in the list where both have the same.
+        # Names of a data set's classes may repeat, so indices are compared if both runs have the same list of names.
         by_name = one.run.classnames != other.run.classnames
-        mine = {judged.image_id: judged for judged in _labels(one, part, by_name)}
+        of_one = {judged.image_id: judged for judged in _labels(one, part, by_name)}
         for judged in _labels(other, part, by_name):
-            first = mine.get(judged.image_id)
+            first = of_one.get(judged.image_id)
             if first is None:
                 continue
             if first.version != judged.version:
-                told["versions"] += 1
+                pair["versions"] += 1
                 continue
             true = judged.true
-            told["images"] += 1
-            told["same"] += judged.label == first.label
-            told["labeled"] += true is not None
-            told["gained"] += true is not None and judged.label == true != first.label
-            told["lost"] += true is not None and first.label == true != judged.label
-    if told["versions"]:
+            pair["images"] += 1
+            pair["same"] += judged.label == first.label
+            pair["labeled"] += true is not None
+            pair["gained"] += true is not None and judged.label == true != first.label
+            pair["lost"] += true is not None and first.label == true != judged.label
+    if pair["versions"]:
         log.warning(
             "%-12s %d images of %s and %s have the same name but are other files or versions, and are not compared",
             "comparison",
-            told["versions"],
+            pair["versions"],
             one.letter,
             other.letter,
         )
-    if told["labeled"]:
-        told["difference"] = (told["gained"] - told["lost"]) / told["labeled"]
-        told["interval"] = paired_difference(told["gained"], told["lost"], told["labeled"])
-    return told
+    if pair["labeled"]:
+        pair["difference"] = (pair["gained"] - pair["lost"]) / pair["labeled"]
+        pair["interval"] = paired_difference(pair["gained"], pair["lost"], pair["labeled"])
+    return pair
 
 
 class Judged(NamedTuple):
-    """An image, which class the ensemble names, and which is true."""
+    """An image with the ensemble's label and the true one."""
 
     image_id: str
-    version: str  # its address where the source tells none
+    version: str  # or the address, if the source has no versions
     label: int | str  # index of the class, or its name
     true: int | str | None
 
 
 def _labels(c: Compared, part: str, by_name: bool) -> Iterator[Judged]:
-    """At most PAIRED_IMAGES images, which only their ids choose; classes as names or as indices."""
-    corpus, names, predictions = c.run.corpora[part], c.run.classnames, c.first.variant.predictions
+    """At most PAIRED_IMAGES images, a sample that depends on ids only; classes as names or as indices."""
+    corpus, names, predictions = c.run.corpora[part], c.run.classnames, c.first.variant.chain.predictions
     limit = min(1.0, PAIRED_IMAGES / max(corpus.images, 1)) * 2**32
     columns, about = ["image_id", "label"], ["image_id", "version", "file"]
     classes: Sequence[int | str] = names if by_name else range(len(names))
@@ -195,12 +202,12 @@ def _labels(c: Compared, part: str, by_name: bool) -> Iterator[Judged]:
     def read(shard: Shard) -> tuple[Shard, pa.Table, pa.Table]:
         return shard, predictions.read_shard(shard.state, columns), corpus.listing(shard, about)
 
-    for shard, table, listing in read_ahead(c.first.variant.shards(corpus), read):
+    for shard, table, listing in read_ahead(c.first.variant.shards(corpus), read, SHARDS_AHEAD):
         ids = table["image_id"].to_pylist()
         versions = {
             r["image_id"]: r["version"] or address(shard.root, r["file"], False, "") for r in listing.to_pylist()
         }
-        true = labels_of(corpus, shard, ids, c.run.label_rule(part), names).tolist()
+        true = true_labels_of(corpus, shard, ids, c.run.label_rule(part), names).tolist()
         for image_id, label, t in zip(ids, table["label"].to_pylist(), true, strict=True):
             if zlib.crc32(image_id.encode()) < limit:
                 yield Judged(image_id, versions[image_id], classes[label], None if t == UNLABELED else classes[t])

@@ -1,4 +1,7 @@
-"""Labels for other tools: CSV, and the folder form that FiftyOne imports; plain files, streamed shard by shard."""
+"""Files beside the page, for other programs: tables as CSV and JSON, labels for FiftyOne, curves for TensorBoard.
+
+Labels are written shard by shard, so memory does not grow with the corpus.
+"""
 
 from __future__ import annotations
 
@@ -6,62 +9,147 @@ import csv
 import io
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
-from upl_ray.corpus import Corpus, Shard
-from upl_ray.report.finished import FinishedRun, Variant
-from upl_ray.report.read_ahead import read_ahead
+import pyarrow.compute as pc
 
+from upl_ray.corpus.shards import REJECTED, Corpus, Shard
+from upl_ray.report.cards import Card
+from upl_ray.report.findings import Findings, mean_confidence, zero_shot_accuracy
+from upl_ray.report.finished import FinishedRun, Variant, fields
+from upl_ray.storage.store import Store, is_remote, read_ahead
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+LABELS_LIMIT = 200_000  # images of a corpus whose labels every report exports; those of larger ones on demand
+SHARDS_AHEAD = 4  # tables of shards that are read ahead
 PREDICTIONS = ["image_id", "label", "classname", "confidence", "members_agree"]
+EVEN = "even_label"  # of refined ensembles, a column more: the label where no class is taken to be more frequent
 PSEUDO_LABELS = ["image_id", "pseudo_label", "classname", "confidence", "labelers_agree"]
+CLASSES = ["class", "classname", "selected", "pseudo_labels", "labelers_agree", "members_agree", "right", "labeled"]
+CONFUSION = ["true", "predicted", "images", "true_classname", "predicted_classname"]
+SELECTED = ["pseudo_label", "rank", "confidence", "labelers_agree", "members_agree", "label", "true_label"]
+CHANGED = ["image_id", "before", "before_confidence", "after", "after_confidence", "true"]
+# TensorBoard draws all `tfevents` files of a folder as one curve: under one name, a later training replaces its curve.
+EVENTS_FILE = "events.out.tfevents.upl"
 FORMULA = re.compile(r"[=+\-@\t\r]")  # OWASP, "CSV Injection"
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
-AT_ONCE = 200_000  # images of a corpus that every report exports; larger ones on demand
+
+Rows = list[list[Any]]
+
+
+# Tables as CSV and JSON.
+
+
+def all_tables(run: FinishedRun, found: list[Findings], cards: list[Card]) -> Iterator[tuple[str, list[str], Rows]]:
+    """Name, header and rows of each table that belongs to no figure."""
+    for f in found:
+        yield f"classes-{f.slug}", *class_table(f, cards, run.target)
+        yield f"selected-{f.slug}", ["image_id", "classname", *SELECTED], selected_rows(f, run.classnames)
+        yield f"changed-{f.slug}", CHANGED, [[e[field] for field in CHANGED] for e in f.corpus["examples"]]
+        if f.judged_part:
+            names = run.classnames
+            yield f"confusion-matrix-{f.slug}", CONFUSION, [[a, b, n, names[a], names[b]] for a, b, n in f.confusion]
+    yield "rejected", ["image_id", "reason"], rejected_rows(run)
+
+
+def class_table(f: Findings, cards: list[Card], target: str) -> tuple[list[str], Rows]:
+    """Numbers of each class, in the order of indices; for each labeled part also images and accuracies [0-1]."""
+    mine = sorted((c for c in cards if c.variant == f.slug), key=lambda c: c.label)
+    rows: Rows = [
+        [c.label, c.classname, c.images, c.predicted, c.labelers_agree, c.members_agree, c.right, c.known] for c in mine
+    ]
+    header = list(CLASSES)
+    for part in (p for p in f.parts if f.parts[p]["labeled"]):
+        header += [f"{part}_images", f"{part}_zero_shot_accuracy", f"{part}_ensemble_accuracy"]
+        images, right = f.parts[part]["true"], f.parts[part]["right"]
+        for row, n, *correct in zip(rows, images, right[f"labeler {target}"], right["ensemble"], strict=True):
+            row += [n, *(x / n if n else None for x in correct)]
+    return header, rows
+
+
+def selected_rows(f: Findings, names: tuple[str, ...]) -> Rows:
+    """The selected images of each class: its top-K, or those of the uniform sample."""
+    return [[r["image_id"], names[r["pseudo_label"]], *(r[field] for field in SELECTED)] for r in f.selected]
+
+
+def rejected_rows(run: FinishedRun) -> Rows:
+    """Images that could not be read, each with the reason."""
+    return [[r["image_id"], r["reason"]] for r in run.rejected.read_table(REJECTED).to_pylist()]
+
+
+def write_table(store: Store, folder: str, name: str, header: list[str], rows: Rows) -> None:
+    """Write a table as `tables/<name>.csv` and, as a list of objects, `tables/<name>.json`."""
+    text = io.StringIO(newline="")
+    write_csv(text, header, rows)
+    store.write(f"{folder}/tables/{name}.csv", text.getvalue().encode())
+    objects = json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1)
+    store.write(f"{folder}/tables/{name}.json", f"{objects}\n".encode())
+
+
+def write_csv(out: TextIO, header: list[str], rows: Iterable[list[Any]]) -> None:
+    """Write rows as CSV in which no spreadsheet finds a formula: `'` stands before text that begins like one.
+
+    Class names and image ids may come from strangers. Numbers stay numbers; JSON and Parquet hold all text as it is.
+    """
+    writer = csv.writer(out)
+    writer.writerow(header)
+    writer.writerows([_without_formula(cell) for cell in row] for row in rows)
+
+
+def _without_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell) else cell
+
+
+# Labels of the whole corpus.
 
 
 def export_labels(run: FinishedRun, folder: str) -> list[str]:
     """Write pseudo-labels and predictions of the corpus for every variant; returns the files.
 
-    `fiftyone-*/` has `labels.json` (FiftyOneImageClassificationDataset) and `data.json`, which says where the images
-    lie, for those that are files of their own.
+    `fiftyone-*/` holds `labels.json` (FiftyOneImageClassificationDataset) and `data.json` with the images' addresses.
     """
     written = []
     for variant in run.variants:
         slug = variant.slug
         for name, header, rows in (
-            (f"predictions-{slug}", PREDICTIONS, _predictions(run, variant)),
+            (f"predictions-{slug}", [*PREDICTIONS, *([EVEN] * variant.refined)], _predictions(run, variant)),
             (f"pseudo_labels-{slug}", PSEUDO_LABELS, _pseudo_labels(run, variant)),
         ):
             file = f"{folder}/{name}.csv"
             with run.store.open_text(file) as out:
                 write_csv(out, header, rows)
             written.append(file)
-        written += _fiftyone(run, variant, f"{folder}/fiftyone-{slug}")
+        written += _write_fiftyone(run, variant, f"{folder}/fiftyone-{slug}")
     return written
 
 
 def _predictions(run: FinishedRun, variant: Variant) -> Iterator[list[Any]]:
-    corpus = run.corpora["corpus"]
-    for table in read_ahead(variant.shards(corpus), lambda s: variant.predictions.read_shard(s.state)):
+    shards, step = variant.shards(run.corpora["corpus"]), variant.chain.predictions
+    for table in read_ahead(shards, lambda s: step.read_shard(s.state), SHARDS_AHEAD):
         for r in table.to_pylist():
             votes = r["member_labels"]
             agree = votes.count(r["label"]) / len(votes)
-            yield [r["image_id"], r["label"], r["classname"], f"{r['confidence']:.6f}", f"{agree:.4f}"]
+            even = [r[EVEN]] if variant.refined else []
+            yield [r["image_id"], r["label"], r["classname"], f"{r['confidence']:.6f}", f"{agree:.4f}", *even]
 
 
 def _pseudo_labels(run: FinishedRun, variant: Variant) -> Iterator[list[Any]]:
-    corpus, names = run.corpora["corpus"], run.classnames
-    for table in read_ahead(variant.shards(corpus), lambda s: variant.pseudo.read_shard(s.state)):
+    shards, step, names = variant.shards(run.corpora["corpus"]), variant.chain.pseudo_labels, run.classnames
+    for table in read_ahead(shards, lambda s: step.read_shard(s.state), SHARDS_AHEAD):
         for r in table.to_pylist():
             votes, label = r["backbone_labels"], r["pseudo_label"]
             agree = votes.count(label) / len(votes)
             yield [r["image_id"], label, names[label], f"{r['confidence']:.6f}", f"{agree:.4f}"]
 
 
-def _fiftyone(run: FinishedRun, variant: Variant, folder: str) -> list[str]:
-    """Samples are called by a running number: FiftyOne takes what follows a dot in a name for a suffix."""
-    corpus = run.corpora["corpus"]
+def _write_fiftyone(run: FinishedRun, variant: Variant, folder: str) -> list[str]:
+    """Samples are named by a running number: FiftyOne cuts names at a dot, as if a suffix followed."""
     labels, data = f"{folder}/labels.json", f"{folder}/data.json"
     with run.store.open_text(labels) as out:
         out.write(f'{{"classes": {json.dumps(list(run.classnames))}, "labels": {{')
@@ -69,15 +157,19 @@ def _fiftyone(run: FinishedRun, variant: Variant, folder: str) -> list[str]:
             {
                 "label": label,
                 "confidence": float(confidence),
-                "attributes": {"image_id": image_id, "members_agree": float(agree)},
+                "attributes": {
+                    "image_id": image_id,
+                    "members_agree": float(agree),
+                    **dict(zip([EVEN], even, strict=False)),
+                },
             }
-            for image_id, label, _, confidence, agree in _predictions(run, variant)
+            for image_id, label, _, confidence, agree, *even in _predictions(run, variant)
         )
         _write_items(out, samples)
         out.write("}}\n")
     with run.store.open_text(data) as out:
         out.write("{")
-        _write_items(out, _addresses(corpus, variant))
+        _write_items(out, _addresses(run.corpora["corpus"], variant))
         out.write("}\n")
     return [labels, data]
 
@@ -88,45 +180,71 @@ def _write_items(out: TextIO, values: Iterator[Any]) -> None:
 
 
 def _addresses(corpus: Corpus, variant: Variant) -> Iterator[str]:
-    """Where each predicted image lies, in the order of the predictions; inside an archive: `archive#image_id`."""
+    """Address of each predicted image, in the order of the predictions."""
 
     def read(shard: Shard) -> list[str]:
         listing = corpus.listing(shard, ["image_id", "file", "offset"]).to_pylist()
         place = {r["image_id"]: (r["file"], r["offset"] is not None) for r in listing}
-        ids = variant.predictions.read_shard(shard.state, ["image_id"])["image_id"].to_pylist()
+        ids = variant.chain.predictions.read_shard(shard.state, ["image_id"])["image_id"].to_pylist()
         return [address(shard.root, *place[i], i) for i in ids]
 
-    for addresses in read_ahead(variant.shards(corpus), read):
+    for addresses in read_ahead(variant.shards(corpus), read, SHARDS_AHEAD):
         yield from addresses
 
 
 def address(root: str, file: str, archived: bool, image_id: str) -> str:
-    """Full address of an image."""
-    place = file if "://" in file or file.startswith("/") else f"{root.rstrip('/')}/{file}"
+    """Full address of an image; inside an archive `archive#image_id`."""
+    place = file if is_remote(file) or file.startswith("/") else f"{root.rstrip('/')}/{file}"
     return f"{place}#{image_id}" if archived else place
 
 
-def as_csv(header: list[str], rows: list[list[Any]]) -> bytes:
-    """A small table as CSV."""
-    out = io.StringIO(newline="")
-    write_csv(out, header, rows)
-    return out.getvalue().encode()
+# TensorBoard.
 
 
-def write_csv(out: TextIO, header: list[str], rows: Iterable[list[Any]]) -> None:
-    """Rows as CSV whose text no spreadsheet takes for a formula: `'` stands before what begins like one.
+def write_events(run: FinishedRun, folder: str, found: list[Findings]) -> None:
+    """Write an event file of each member (loss and learning rate by epoch) and of each variant.
 
-    Class names and image ids come from anybody's files. Numbers stay numbers; JSON and Parquet hold all text as it is.
+    A variant's file has every parameter and the final figures, which TensorBoard's page HPARAMS lays side by side for
+    all runs below its folder. The time of every event is the end of the training. Only the record that opens a file
+    holds the time of writing, so a rebuilt report has other bytes there.
     """
-    writer = csv.writer(out)
-    writer.writerow(header)
-    writer.writerows([_harmless(cell) for cell in row] for row in rows)
+    from tensorboardX import SummaryWriter  # here: it imports torch if that is installed
+    from tensorboardX.summary import hparams
+
+    for f in found:
+        history = f.variant.chain.members.read_table("history.parquet")
+        ended = datetime.fromisoformat(f.variant.chain.members.manifest()["provenance"]["time"]).timestamp()
+        for member in sorted(set(history["member"].to_pylist())):
+            rows = history.filter(pc.field("member") == member).sort_by("epoch").to_pylist()
+            with tempfile.TemporaryDirectory() as local:
+                with SummaryWriter(local) as writer:
+                    for r in rows:
+                        _add_scalars(writer, {"loss": r["loss"], "lr": r["lr"]}, r["epoch"], ended)
+                _store_events(run.store, f"{folder}/{f.slug}/member-{member:02d}", local)
+        parameters = {n: v if isinstance(v, bool | int | float) else str(v) for n, v in fields(run.config)}
+        named, figures = {"run": run.store.uri, "variant": f.variant.name}, final_figures(f)
+        with tempfile.TemporaryDirectory() as local:
+            with SummaryWriter(local) as writer:
+                for summary in hparams(named | parameters, figures):  # `add_hparams` would take the present time
+                    writer.file_writer.add_summary(summary, 0, ended)
+                _add_scalars(writer, figures, 0, ended)
+            _store_events(run.store, f"{folder}/{f.slug}", local)
 
 
-def _harmless(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell) else cell
+def _add_scalars(writer: SummaryWriter, values: dict[str, float], step: int, time: float) -> None:
+    for tag, value in values.items():
+        writer.add_scalar(tag, value, step, time)
 
 
-def as_json(header: list[str], rows: list[list[Any]]) -> bytes:
-    """A small table as a JSON list of objects."""
-    return (json.dumps([dict(zip(header, row, strict=True)) for row in rows], indent=1) + "\n").encode()
+def _store_events(store: Store, folder: str, local: str) -> None:
+    (file,) = Path(local).iterdir()
+    store.write(f"{folder}/{EVENTS_FILE}", file.read_bytes())
+
+
+def final_figures(f: Findings) -> dict[str, float]:
+    """Results of a variant [0-1] by tag: confidences, accuracies where labels exist, and the final loss."""
+    figures = {f"mean_confidence/{part}": mean_confidence(f, part, "ensemble") for part in f.parts}
+    for part in (p for p in f.parts if f.parts[p]["labeled"]):
+        right, labeled = sum(f.parts[part]["right"]["ensemble"]), f.parts[part]["labeled"]
+        figures |= {f"accuracy/{part}": right / labeled, f"zero_shot_accuracy/{part}": zero_shot_accuracy(f, part)}
+    return figures | {"final_loss": float(f.losses[:, -1].mean())}

@@ -1,13 +1,13 @@
 #!/bin/sh
-# One scheduled run: create the RayJob of this name, follow it, and tell how it ended.
-#   sh run.sh NAME       needs kubectl, /etc/upl-rayjob/rayjob.yaml and its changes, /etc/upl-schedule/NAME.yaml
+# One scheduled run: create a RayJob, follow it, and log how it ended.
+#   sh run.sh NAME [CHANGES]       CHANGES: a merge patch of /etc/upl/rayjob.yaml, which has to result in this name
 # Exit status 0 only if the Ray job SUCCEEDED: a job that was stopped is `Complete` for KubeRay, too.
 set -eu
 name=$1
+changes=${2:-"{}"}
 
-# `Deployment/Job`: empty if there is no such RayJob, `/` before KubeRay has seen it, in the end `Complete/SUCCEEDED`;
-# `ValidationFailed/` is an end, too: KubeRay does not try such a RayJob again.
-# A request that fails is no answer: it ends the run, but not while following.
+# `Deployment/Job`: empty without such a RayJob, `/` before KubeRay has seen it, `Complete/SUCCEEDED` in the end.
+# KubeRay does not try again after `ValidationFailed/`. A failed request ends the run, but not while it is followed.
 stage() {
   kubectl get rayjob "$name" --ignore-not-found --output jsonpath='{.status.jobDeploymentStatus}/{.status.jobStatus}'
 }
@@ -19,8 +19,8 @@ case "$now" in
   *) echo "RayJob $name is still at work ($now): nothing was started" >&2; exit 1 ;;
 esac
 
-kubectl patch --local --filename /etc/upl-rayjob/rayjob.yaml --type merge \
-  --patch-file "/etc/upl-schedule/$name.yaml" --output yaml | kubectl create --filename -
+kubectl patch --local --filename /etc/upl/rayjob.yaml --type merge --patch "$changes" --output yaml |
+  kubectl create --filename -
 
 while :; do
   sleep "${INTERVAL_S:-30}"

@@ -1,0 +1,276 @@
+"""Manifests in every form: what they name is read, kept up to date, and lies where they may point to."""
+
+from __future__ import annotations
+
+import csv
+import http.server
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+from corpora import contents, labels, listed, read_all, write_files
+
+from upl_ray.corpus.manifests import read_manifest
+from upl_ray.corpus.read import read_images
+from upl_ray.errors import ConfigError, JobError
+
+
+def write_manifest(path: Path, files: list[str], suffix: str, **columns: list[str]) -> Path:
+    path = path.with_suffix(suffix)
+    records = [{"path": f, **{k: v[i] for k, v in columns.items()}} for i, f in enumerate(files)]
+    if suffix == ".txt":
+        path.write_text("\n".join(files) + "\n\n")
+    elif suffix == ".jsonl":
+        path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    elif suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, records[0])
+            writer.writeheader()
+            writer.writerows(records)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".parquet"])
+def test_a_manifest_names_files_beside_it_and_elsewhere(tmp_path: Path, suffix: str) -> None:
+    files = contents(12)
+    write_files(tmp_path / "data", files)
+    elsewhere = str(tmp_path / "other" / 'z, "é".jpg')
+    write_files(tmp_path / "other", {'z, "é".jpg': b"far"})
+    names = [*files, elsewhere]
+    given = {} if suffix == ".txt" else {"label": [n[0] for n in names]}
+    manifest = write_manifest(tmp_path / "data" / "list", names, suffix, **given)
+    with pytest.raises(ConfigError, match=r"lies outside of .* set roots: \["):
+        listed(tmp_path, manifest)
+    corpus = listed(tmp_path, manifest, roots=(str(tmp_path / "other"),))
+    assert read_all(corpus) == {**files, elsewhere: b"far"}
+    assert labels(corpus) == {n: given["label"][i] if given else None for i, n in enumerate(names)}
+
+
+def test_a_growing_manifest_adds_only_what_is_new_and_versions_supersede(tmp_path: Path) -> None:
+    files = contents(10)
+    write_files(tmp_path, files)
+    names = list(files)
+    manifest = write_manifest(tmp_path / "m", names[:8], ".csv", version=["1"] * 8)
+    first = listed(tmp_path, manifest)
+    write_manifest(tmp_path / "m", names, ".csv", version=["2", *["1"] * 9])
+    second = listed(tmp_path, manifest)
+    assert (first.added, second.added, second.images) == (8, 3, 10)
+    assert read_all(second) == files
+    assert [s.id for s in second.shards[: len(first.shards)]] == [s.id for s in first.shards]
+
+
+def test_corrected_labels_and_moved_files_of_a_manifest_are_taken_over_by_the_same_shards(tmp_path: Path) -> None:
+    files = contents(6)
+    write_files(tmp_path, files)
+    write_files(tmp_path / "moved", files)
+    names, about = list(files), {"version": ["1"] * 6, "image_id": list(files)}
+    first = listed(tmp_path, write_manifest(tmp_path / "m", names, ".csv", label=["cat"] * 6, **about))
+    same = listed(tmp_path, write_manifest(tmp_path / "m", names, ".csv", label=["cat"] * 6, **about))
+    assert (same.shards, same.labels_digest) == (first.shards, first.labels_digest)
+    mended = listed(tmp_path, write_manifest(tmp_path / "m", names, ".csv", label=["cat", *["dog"] * 5], **about))
+    assert labels(mended) == {n: "cat" if n == names[0] else "dog" for n in names}
+    assert (mended.digest, mended.added) == (first.digest, 0)
+    assert mended.labels_digest != first.labels_digest
+    elsewhere = [f"moved/{n}" for n in names[:4]]
+    moved = listed(tmp_path, write_manifest(tmp_path / "m", elsewhere, ".csv", **{k: v[:4] for k, v in about.items()}))
+    for name in names:
+        (tmp_path / name).unlink()
+    assert (moved.added, moved.images) == (0, 4)
+    assert read_all(moved) == {n: files[n] for n in names[:4]}
+    assert [s.id for s in moved.shards] == [s.id for s in first.shards]
+
+
+def test_another_file_under_the_same_id_is_another_image_unless_a_version_says_otherwise(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"a", "b.jpg": b"b"})
+    listed(tmp_path, write_manifest(tmp_path / "m", ["a.jpg"], ".csv", image_id=["1"]))
+    changed = listed(tmp_path, write_manifest(tmp_path / "m", ["b.jpg"], ".csv", image_id=["1"]))
+    assert (changed.added, changed.images, read_all(changed)) == (1, 1, {"1": b"b"})
+
+
+def test_manifests_that_give_one_id_to_two_files_share_no_shard(tmp_path: Path) -> None:
+    """A shard's features are found by its id, whatever corpus it is of."""
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    about = {"image_id": ["1"], "version": ["1"]}
+    first = listed(tmp_path, write_manifest(tmp_path / "train", ["a.jpg"], ".csv", **about))
+    other = listed(tmp_path, write_manifest(tmp_path / "test", ["b.jpg"], ".csv", **about))
+    again = listed(tmp_path, write_manifest(tmp_path / "copy", ["a.jpg"], ".csv", **about))
+    assert first.shards[0].id == again.shards[0].id != other.shards[0].id
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_a_byte_order_mark_is_no_part_of_a_manifest(tmp_path: Path, suffix: str) -> None:
+    write_files(tmp_path, {"a.jpg": b"a"})
+    manifest = write_manifest(tmp_path / "m", ["a.jpg"], suffix)
+    manifest.write_bytes(b"\xef\xbb\xbf" + manifest.read_bytes())
+    assert read_all(listed(tmp_path, manifest)) == {"a.jpg": b"a"}
+
+
+def test_numbers_with_gaps_are_labels_as_they_were_written(tmp_path: Path) -> None:
+    column = pa.array([3.0, None, math.nan, 2.5], pa.float64())
+    expected = ["3", None, None, "2.5"]
+    pq.write_table(pa.table({"jpg": [b"x"] * 4, "label": column}), tmp_path / "bytes.parquet")
+    assert list(labels(listed(tmp_path, tmp_path / "bytes.parquet")).values()) == expected
+    names = [f"{i}.jpg" for i in range(4)]
+    pq.write_table(pa.table({"uri": names, "label": column}), tmp_path / "names.parquet")
+    assert list(labels(listed(tmp_path, tmp_path / "names.parquet")).values()) == expected
+
+
+def test_a_file_that_a_manifest_names_in_vain_has_a_reason(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"x"})
+    manifest = write_manifest(tmp_path / "m", ["a.jpg", "gone.jpg"], ".txt")
+    assert read_all(listed(tmp_path, manifest)) == {"a.jpg": b"x", "gone.jpg": "missing file"}
+
+
+def test_names_that_no_image_can_have_are_reasons_and_stop_nothing(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"x", "folder/b.jpg": b"y"})
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "ring.jpg").symlink_to(tmp_path / "ring.jpg")
+    long, deep = "n" * 5000 + ".jpg", "n/" * 3000 + "x.jpg"
+    names = ["a.jpg", "folder", "folder/", "a.jpg/c.jpg", "pipe.jpg", "ring.jpg", long, deep]
+    found = read_all(listed(tmp_path, write_manifest(tmp_path / "m", names, ".txt"), shard_size=9))
+    folder, missing = "not a file", "missing file"
+    assert found == dict(zip(names, [b"x", folder, folder, missing, folder, missing, missing, missing], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("m.txt", "a.jpg\nb/../../secret.jpg\n", r"holds `\.\.`"),
+        ("m.txt", "a.jpg\na.jpg\n", r"names 'a.jpg' twice \(row 2\)"),
+        ("m.txt", "\n\n", "names no image"),
+        ("m.txt", "/etc/passwd.jpg\n", r"lies outside of .* set roots: \[/etc\] beside"),
+        ("m.txt", "http://169.254.169.254/a.jpg\n", "metadata service"),
+        ("m.txt", "s3://KEY:SECRET@bucket/a.jpg\n", "holds credentials"),
+        ("m.txt", "x\0.jpg\n", "row 1 .*null character"),
+        ("m.txt", "file:///etc/a.jpg\n", "lies outside of"),
+        ("m.csv", "name,label\na.jpg,cat\n", r"Row 1 .* names no image; it needs a column uri or"),
+        ("m.jsonl", '{"uri": "a.jpg"}\n{"uri": \n', "cannot be read"),
+        ("m.jsonl", '["a.jpg"]\n', "every line must be an object"),
+    ],
+)
+def test_a_bad_manifest_is_refused(tmp_path: Path, name: str, text: str, match: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        listed(tmp_path, tmp_path / name)
+
+
+OUTSIDE = (
+    "file:///etc/passwd",
+    "FILE:///etc/passwd",
+    "/etc/passwd",
+    "../x.jpg",
+    "a/../../b.jpg",
+    "s3://bucket-evil/x.jpg",
+    "s3://bucket/dir-evil/x.jpg",
+    "S3://bucket/dir/x.jpg",
+    "s3://bucket/dir/../evil.jpg",
+    "simplecache::s3://bucket/dir/x.jpg",
+    "zip://x.jpg::s3://bucket/dir/a.zip",
+    "http://localhost/x.jpg",
+    "https://bucket/dir/x.jpg",
+    "s3://bucket/dir@evil/x.jpg",
+    "s3://bucket/dir/%2e%2e/x.jpg",
+    "s3://bucket/dir/.%2E/x.jpg",
+    "s3://bucket/dir/a/%2e%2e%2f%2e%2e/x.jpg",
+    "s3://bucket/dir/%252e%252e/x.jpg",
+    "s3://bucket/dir/..\\x.jpg",
+    "s3://bucket/dir/.\t./x.jpg",
+    "s3://bucket/dir/..?x.jpg",
+    "s3://bucket/dir/..#x.jpg",
+    "s3://bucket/dir/a%5c..%5C../x.jpg",
+    "s3://bucket/dir/a.jpg?X-Amz-Signature=1",
+    "http://169.254.169.254/x.jpg",
+    "x\0.jpg",
+)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_manifest_leads_nowhere_else(name: str, tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text(json.dumps({"uri": name}) + "\n")
+    with pytest.raises(ConfigError, match="row 1 of the manifest"):
+        listed(tmp_path, tmp_path / "m.jsonl", roots=("s3://bucket/dir",))
+
+
+@pytest.mark.parametrize("name", ["%2e%2e/secret", "a/%252e%2e/secret", ".\t./secret", "..\\secret", "..%2fsecret"])
+def test_a_manifest_on_a_web_server_stays_in_its_folder(name: str, redirecting: str, tmp_path: Path) -> None:
+    """Web clients undo escapes, drop white space and take a backslash for a slash."""
+    (tmp_path / "m.jsonl").write_text(json.dumps({"uri": name}))
+    with pytest.raises(ConfigError, match=r"row 1 of .* holds `\.\.`"):
+        read_manifest(pafs.LocalFileSystem(), str(tmp_path / "m.jsonl"), f"{redirecting}/list", ())
+
+
+@pytest.mark.parametrize("name", ["file:/etc/passwd", "data:image/png,x"])
+def test_a_name_that_resembles_an_address_lies_below_the_manifest(name: str, tmp_path: Path) -> None:
+    write_files(tmp_path, {"in/y.jpg": b"inside", "in/m.txt": f"{name}\ny.jpg\n".encode()})
+    assert read_all(listed(tmp_path, tmp_path / "in" / "m.txt")) == {name: "missing file", "y.jpg": b"inside"}
+
+
+def test_dots_in_names_are_no_way_out(tmp_path: Path) -> None:
+    files = {"a..jpg": b"1", "...b.jpg": b"2", "c../d.jpg": b"3"}
+    write_files(tmp_path, files)
+    assert read_all(listed(tmp_path, write_manifest(tmp_path / "m", list(files), ".txt"))) == files
+
+
+def test_labels_that_a_form_cannot_have_are_refused(tmp_path: Path) -> None:
+    write_files(tmp_path / "in", {"a/x.jpg": b"1"})
+    with pytest.raises(ConfigError, match=r"labels 'column' does not fit .* use `folders` or `none`"):
+        listed(tmp_path, tmp_path / "in", labels="column")
+    with pytest.raises(ConfigError, match=r"labels 'folders' does not fit .* use `column` or `none`"):
+        listed(tmp_path, write_manifest(tmp_path / "m", ["in/a/x.jpg"], ".txt"), labels="folders")
+
+
+@pytest.mark.parametrize(
+    "line", ['{"uri": "\\ud800.jpg"}', '{"uri": "a.jpg", "label": "\\udfff"}', "[" * 10**5, '{"uri": ' + "[" * 10**5]
+)
+def test_lines_of_a_manifest_that_cannot_be_read_are_refused_by_name(tmp_path: Path, line: str) -> None:
+    (tmp_path / "m.jsonl").write_text('{"uri": "b.jpg"}\n' + line + "\n")
+    with pytest.raises(ConfigError, match=r"m\.jsonl.*cannot be read"):
+        listed(tmp_path, tmp_path / "m.jsonl")
+
+
+@pytest.fixture
+def redirecting() -> Iterator[str]:
+    """A web server that sends `/away/*` to a secret of its own, and gives bytes for all else."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            away = self.path.startswith("/away/")
+            self.send_response(302 if away else 200)
+            body = b"moved" if away else b"secret" if self.path == "/secret" else b"image"
+            if away:
+                self.send_header("Location", "/secret")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815  # the name that http.server looks for
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def test_a_web_server_cannot_send_the_job_elsewhere(redirecting: str, tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_text(f"{redirecting}/stay/a.jpg\n{redirecting}/away/b.jpg\n")
+    corpus = listed(tmp_path, tmp_path / "m.txt", roots=(redirecting,))
+    (shard,) = corpus.shards
+    listing = corpus.listing(shard)
+    assert listing["image_id"].to_pylist() == [f"{redirecting}/away/b.jpg", f"{redirecting}/stay/a.jpg"]
+    assert read_images(shard.root, listing.slice(1)) == [b"image"]
+    with pytest.raises(JobError, match=r"away/b\.jpg: the server answers 302"):
+        read_images(shard.root, listing)

@@ -1,0 +1,124 @@
+"""The job on several nodes that share nothing but object storage, and when one or all of them are lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from node_process import Nodes
+from s3_server import S3Server
+from worlds import SHORT, committed_rows, contexts, job_config
+
+SPREAD = SHORT["compute"] | {"max_actors": 2}
+
+
+@pytest.fixture(scope="module")
+def shared_nodes(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    cluster = Nodes(tmp_path_factory.mktemp("nodes"), s3.environment())
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def nodes(shared_nodes: Nodes) -> Nodes:
+    """Two new worker nodes beside the head of all tests."""
+    assert shared_nodes.ask("restore") == "restored"
+    return shared_nodes
+
+
+def section(short_bucket: str, storage: str, compute: dict[str, Any] = SPREAD) -> dict[str, Any]:
+    sources = {n: {"uri": f"s3://{short_bucket}/{n}", "labels": "folders"} for n in ("corpus", "scored")}
+    config = job_config(Path(), f"s3://{short_bucket}/{storage}", **{**SHORT, **sources, "compute": compute})
+    dumped: dict[str, Any] = config.model_dump(mode="json")
+    return dumped
+
+
+def finish(job: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
+    out, _ = job.communicate(timeout=500)
+    assert job.returncode == 0, (folder / "log").read_text()
+    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return summary
+
+
+def wait_until(job: subprocess.Popen[str], folder: Path, happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert job.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.05)
+
+
+def same_results(summary: dict[str, Any], short_run: dict[str, Any]) -> None:
+    assert (summary["images"], summary["rejected"]) == (short_run["images"], short_run["rejected"])
+    assert np.array_equal(contexts(summary["classifier"]), contexts(short_run["classifier"]))
+    ours, theirs = (committed_rows(r["storage"], r["predictions"].rpartition("/")[2]) for r in (summary, short_run))
+    assert ours.equals(theirs)
+
+
+def test_work_spreads_over_the_nodes_and_gives_the_same_results(
+    nodes: Nodes, short_run: dict[str, Any], short_bucket: str, tmp_path: Path
+) -> None:
+    summary = finish(nodes.start("upl", section(short_bucket, "spread"), tmp_path), tmp_path)
+    same_results(summary, short_run)
+    log = (tmp_path / "log").read_text()
+    assert "4 CPUs, 0 GPUs, 3 node(s)" in log
+    assert "2 node(s) are fit for work" in log
+    ran = nodes.ask("where")
+    for kind in ("Encoder", "decode", "process", "ImplicitFunc"):
+        on = {node for name, places in ran.items() if kind.lower() in name.lower() for node in places}
+        assert len(on) == 2, (kind, sorted(ran))
+
+
+@pytest.mark.parametrize(
+    "folder", [pytest.param("commits", marks=pytest.mark.faults), pytest.param("checkpoints", marks=pytest.mark.slow)]
+)
+def test_a_node_killed_in_embedding_or_in_training_loses_nothing(
+    nodes: Nodes, short_run: dict[str, Any], short_bucket: str, s3: S3Server, tmp_path: Path, folder: str
+) -> None:
+    storage = f"lossy-{folder}"
+    job = nodes.start("upl", section(short_bucket, storage), tmp_path)
+    wait_until(
+        job, tmp_path, lambda: any(k.startswith(storage) and f"/{folder}/" in k for k in s3.objects(short_bucket))
+    )
+    assert nodes.ask("lose") == "lost"
+    same_results(finish(job, tmp_path), short_run)
+
+
+@pytest.mark.faults
+def test_a_job_whose_gpus_are_all_gone_gives_up_though_cpus_are_left(
+    nodes: Nodes, short_bucket: str, s3: S3Server, tmp_path: Path
+) -> None:
+    nodes.ask("restore 1")
+    compute = SPREAD | {"wait_for_resources_s": 45, "device": "cpu"}
+    job = nodes.start("upl", section(short_bucket, "no-gpus", compute=compute), tmp_path)
+    wait_until(job, tmp_path, lambda: any(k.startswith("no-gpus/features") for k in s3.objects(short_bucket)))
+    assert "of 1 GPU (cpu)" in (tmp_path / "log").read_text()
+    nodes.ask("lose")
+    out, _ = job.communicate(timeout=250)
+    assert job.returncode == 1
+    last = json.loads(out.splitlines()[-1])["error"]
+    assert last.startswith("All nodes for vit_a "), last
+    assert "have been gone for compute.wait_for_resources_s = 45 s" in last
+
+
+@pytest.mark.faults
+def test_a_job_whose_nodes_are_all_gone_gives_up_in_one_sentence(
+    nodes: Nodes, short_bucket: str, s3: S3Server, tmp_path: Path
+) -> None:
+    job = nodes.start("upl", section(short_bucket, "gone", compute=SPREAD | {"wait_for_resources_s": 30}), tmp_path)
+    wait_until(job, tmp_path, lambda: any(k.startswith("gone/features") for k in s3.objects(short_bucket)))
+    nodes.ask("lose")
+    nodes.ask("lose")
+    out, _ = job.communicate(timeout=100)
+    assert job.returncode == 1
+    assert "All nodes for work have been gone for compute.wait_for_resources_s = 30 s" in out.splitlines()[-1]
+    early = nodes.start("upl", section(short_bucket, "none", compute=SPREAD | {"wait_for_resources_s": 5}), tmp_path)
+    out, _ = early.communicate(timeout=100)
+    assert early.returncode == 1
+    assert "No node with a CPU for work came up within compute.wait_for_resources_s = 5 s" in out.splitlines()[-1]

@@ -1,0 +1,161 @@
+"""What is checked before work starts, against a real folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from upl_ray.config.settings import Config
+from upl_ray.errors import ConfigError
+from upl_ray.pipeline.inputs import prepare
+from upl_ray.upl.classifier import classifier_spec
+from upl_ray.upl.ensemble import ensemble_bytes, load_ensemble
+
+NAMES = ("beer_bottle", "cat", "dog")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in NAMES:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20), (name == "cat" and "white") or "black").save(tmp_path / "photos" / name / "a.png")
+    return tmp_path / "photos"
+
+
+def config(photos: Path, **fields: Any) -> Config:
+    data = {
+        "corpus": {"uri": str(photos)},
+        "classnames": "folders",
+        "backbones": ["demo:vit_a"],
+        "storage_path": str(photos.parent / "run"),
+    }
+    return Config.model_validate({**data, **fields})
+
+
+def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
+    (photos.parent / "names.txt").write_text("dog\nbeer_bottle\n")
+    assert prepare(config(photos)).classnames == ("beer bottle", "cat", "dog")
+    assert prepare(config(photos, classnames=["dog", "a_b"])).classnames == ("dog", "a b")
+    assert prepare(config(photos, classnames=str(photos.parent / "names.txt"))).classnames == ("dog", "beer bottle")
+
+
+def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_classifier(
+    photos: Path, tmp_path: Path
+) -> None:
+    exact, fast = (
+        prepare(config(photos, backbones=["demo:vit_a", "demo:rn"], label={"decode": how})).specs
+        for how in ("exact", "fast")
+    )
+    assert {s.geometry.draft for s in exact.values()} == {0}
+    assert {s.geometry.draft for s in fast.values()} == {2 * max(s.geometry.height for s in exact.values())}
+    for name, spec in fast.items():
+        assert spec.identity() != exact[name].identity()
+        (tmp_path / name).mkdir()
+        classifier = ensemble_bytes(spec, torch.zeros(1, 3, spec.dim), torch.zeros(1, 4, 8), classnames=list(NAMES))
+        (tmp_path / name / "classifier.safetensors").write_bytes(classifier)
+        assert classifier_spec(load_ensemble(str(tmp_path / name))).identity() == spec.identity()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"corpus": {"uri": "/no/such/folder"}}, "/no/such/folder.*check the address"),
+        (
+            {"corpus": {"labels": "folders"}, "classnames": ["Cat", "Dog"]},
+            "corpus.labels is 'folders' .*no label is a class name; the first label is 'beer_bottle'.* is 'Cat'",
+        ),
+        (
+            {"corpus": {"uri": "photos/cat", "labels": "folders"}, "classnames": ["cat", "dog"]},
+            "but no image has a label",
+        ),
+        ({"classnames": "/no/names.txt"}, "classnames '/no/names.txt' cannot be read.*give a text file"),
+        ({"storage_path": "~nosuchuser/x"}, "storage_path '~nosuchuser/x' cannot be written .*write it out in full"),
+        ({"storage_path": "loop/x"}, "storage_path 'loop/x' cannot be written .*[Ll]oop"),
+        ({"storage_path": "s3:///x"}, "storage_path 's3:///x' cannot be written .*[Mm]issing bucket.*check it"),
+        ({"storage_path": "s3a:///x"}, "storage_path 's3a:///x' cannot be written .*[Cc]redentials.*check it"),
+        ({"storage_path": "foo://x/y"}, "storage_path 'foo://x/y' cannot be written .*foo.*check it"),
+        ({"storage_path": "http://127.0.0.1:9/x"}, "storage_path 'http://127.0.0.1:9/x' cannot be written"),
+        ({"corpus": {"uri": "~nosuchuser/x"}}, "'~nosuchuser/x' cannot be followed .*write it out in full"),
+        ({"corpus": {"uri": "a" * 300 + "/x.jpg"}}, "/aa+/x.jpg' cannot be listed .*check the address"),
+        (
+            {"corpus": {"uri": "photos.txt", "roots": ["~nosuchuser/x"]}, "classnames": ["a", "b"]},
+            "corpus: roots: .*'~nosuchuser/x' cannot be followed .*write it out in full",
+        ),
+        ({"classnames": "foo://x/y"}, "classnames 'foo://x/y' cannot be read.*foo.*give a text file"),
+        ({"classnames": "~nosuchuser/x"}, "classnames '~nosuchuser/x' cannot be read.*give a text file"),
+        ({"classnames": "latin.txt"}, "classnames 'latin.txt' cannot be read.*utf-8.*give a text file"),
+        (
+            {"dataset": {"name": "dtd", "root": "~nosuchuser/x"}, "corpus": {"uri": ""}, "classnames": ""},
+            "dataset.root: .*'~nosuchuser/x' cannot be followed .*write it out in full",
+        ),
+        ({"classnames": ["cat", "cat"]}, "'cat' stands more than once"),
+        ({"classnames": ["cat", "a_b", "a b"]}, "'a b' stands more than once"),
+        ({"classnames": ["cat", " "]}, "Class name 2 of 2 is empty"),
+        ({"classnames": ["cat", "dog " * 40]}, "'dog dog .* does not fit behind 16 context tokens.*lower train.n_ctx"),
+        ({"storage_path": "/proc/nothing/here"}, "storage_path '/proc/nothing/here' cannot be written"),
+        ({"backbones": ["demo:vit_z"], "target": ""}, "no demo backbone 'demo:vit_z'; use one of .*demo:vit_a"),
+        ({"backbones": ["local-dir:/no/folder"], "target": ""}, "'local-dir:/no/folder' cannot be read"),
+        ({"backbones": ["RN51/openai"], "target": ""}, "no model 'RN51'; did you mean RN50"),
+        (
+            {"backbones": ["RN50/opanai"], "target": ""},
+            "'opanai' of RN50 is neither a file nor one of the tags .*openai",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_value_and_the_remedy(
+    photos: Path, fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "corpus" in fields:
+        fields = {**fields, "corpus": {"uri": str(photos), **fields["corpus"]}}
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.chdir(photos.parent)
+    (photos.parent / "loop").symlink_to("loop")
+    (photos.parent / "latin.txt").write_bytes("é\nè\n".encode("latin-1"))
+    (photos.parent / "photos.txt").write_text("photos/cat/a.png\n")
+    with pytest.raises(ConfigError, match=message):
+        prepare(config(photos, **fields))
+
+
+def test_some_labels_that_are_no_class_are_only_not_scored(photos: Path) -> None:
+    source = {"uri": str(photos), "labels": "folders"}
+    assert prepare(config(photos, corpus=source, classnames=["dog", "Cat"])).classnames == ("dog", "Cat")
+
+
+def test_unreachable_object_storage_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobody")
+    with pytest.raises(ConfigError, match="storage_path 's3://bucket/run' cannot be written"):
+        prepare(config(photos, storage_path="s3://bucket/run"))
+
+
+def test_a_storage_in_ray_s_copy_of_the_working_directory_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_0123456789abcdef"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(ConfigError, match=r"storage_path 'upl-run' lies in Ray's copy .*give an address .*absolute"):
+        prepare(config(photos, storage_path="upl-run"))
+    assert list(copy.iterdir()) == []
+    assert prepare(config(photos, storage_path=str(tmp_path / "run"))).corpus.images == 3
+
+
+def test_images_that_are_learned_from_are_not_held_out(photos: Path) -> None:
+    labeled = {"uri": str(photos / "cat"), "labels": "none"}
+    with pytest.raises(ConfigError, match=r"1 of 1 files of scored are files of corpus, too, .*cat/a\.png"):
+        prepare(config(photos, scored=labeled))
+    with pytest.raises(ConfigError, match=r"1 of 1 files of validation are files of corpus"):
+        prepare(config(photos, validation=labeled), validation=True)
+    apart = {"corpus": {"uri": str(photos / "dog")}, "classnames": list(NAMES)}
+    with pytest.raises(ConfigError, match=r"1 of 1 files of validation are files of scored"):
+        prepare(config(photos, **apart, scored=labeled, validation=labeled), validation=True)
+    inputs = prepare(config(photos, **apart, scored=labeled))
+    assert inputs.scored is not None
+    assert (inputs.corpus.images, inputs.scored.images) == (1, 1)

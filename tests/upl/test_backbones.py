@@ -1,0 +1,219 @@
+"""Backbones before they are loaded: what cannot work is refused in a sentence, what open_clip publishes is not."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from models import TEXT, VISION, MakeModel, resolve_folder
+from open_clip.pretrained import get_pretrained_cfg
+
+from upl_ray.config.settings import UPL_STAR, Backbone
+from upl_ray.errors import ConfigError
+from upl_ray.upl.backbones import load_tokenizer, needs_quick_gelu, read_model_config, resolve_backbone
+
+PUBLISHED: dict[str, Any] = {
+    "model_cfg": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
+    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+}
+
+
+def places(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every place of a JSON value, from the whole to single fields."""
+    yield place
+    if isinstance(value, dict):
+        for name in value:
+            yield from places(value[name], (*place, name))
+
+
+def changed(config: Any, place: tuple[str, ...], value: Any) -> Any:
+    """A copy of the configuration with another value at a place."""
+    if not place:
+        return value
+    return {**config, place[0]: changed(config.get(place[0], {}), place[1:], value)}
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ConfigError) as error:
+        resolve_folder(folder)
+    assert str(folder) in str(error.value)
+    return str(error.value)
+
+
+def test_every_published_configuration_is_read_as_it_is() -> None:
+    for model, tag in open_clip.list_pretrained():
+        model_cfg, preprocess = open_clip.get_model_config(model), get_pretrained_cfg(model, tag)
+        data = json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess})
+        assert list(read_model_config(data.encode())) == json.loads(json.dumps([model_cfg, preprocess])), (model, tag)
+
+
+def test_what_is_left_out_or_null_is_open_clips_default(make_model: MakeModel) -> None:
+    file = make_model() / "open_clip_config.json"
+    published = json.loads(file.read_text())
+    file.write_text(json.dumps({**published, "preprocess_cfg": {"mean": None, "interpolation": None}}))
+    left_out = resolve_folder(file.parent)
+    file.write_text(json.dumps({**published, "preprocess_cfg": None}))
+    assert resolve_folder(file.parent) == left_out
+    assert left_out.mean == open_clip.OPENAI_DATASET_MEAN
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ((), [], "object"),
+        ((), None, "object"),
+        ((), {}, "model_cfg: this field is required"),
+        (("model_cfg",), "x", "model_cfg: it should be an object; it is 'x'"),
+        (("model_cfg",), {}, "embed_dim: this field is required"),
+        (("model_cfg", "embed_dim"), "x", "embed_dim.*'x'"),
+        (("model_cfg", "vision_cfg"), "x", "vision_cfg.*'x'"),
+        (("model_cfg", "vision_cfg", "image_size"), "big", "image_size.*'big'"),
+        (("model_cfg", "vision_cfg", "image_size"), [1, 2, 3], r"image_size.*\[1, 2, 3\]"),
+        (("model_cfg", "vision_cfg", "image_size"), 0, "image_size.* 0"),
+        (("model_cfg", "vision_cfg", "image_size"), None, "image_size.* None"),
+        (("model_cfg", "text_cfg"), None, "text_cfg.*object"),
+        (("model_cfg", "text_cfg", "tokenizer_kwargs"), "x", "tokenizer_kwargs.*'x'"),
+        (("preprocess_cfg",), "x", "preprocess_cfg.*'x'"),
+        (("preprocess_cfg", "mean"), "x", "mean.*'x'"),
+        (("preprocess_cfg", "mean"), [0.5], r"mean.*\[0.5\]"),
+        (("preprocess_cfg", "mean"), ["a", "b", "c"], "mean.*'a'"),
+        (("preprocess_cfg", "mean"), [0.5, 0.5, float("nan")], "mean.*nan"),
+        (("preprocess_cfg", "std"), [0.5, 0.5, 0], "std.* 0"),
+        (("preprocess_cfg", "mode"), "L", "mode.*'RGB'.*'L'"),
+        (("preprocess_cfg", "interpolation"), "best", "interpolation.*'bicubic'.*'best'"),
+        (("preprocess_cfg", "resize_mode"), "zoom", "resize_mode.*'squash'.*'zoom'"),
+        (("preprocess_cfg", "fill_color"), 999, "fill_color.*255.*999"),
+    ],
+)
+def test_a_configuration_that_no_model_has_is_refused_with_field_and_value(
+    place: tuple[str, ...], value: Any, words: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^open_clip_config\.json: .*{words}") as error:
+        read_model_config(json.dumps(changed(PUBLISHED, place, value)).encode())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("file", "words"), [("none.gz", "none.gz"), ("open_clip_config.json", "gzip")])
+def test_a_vocabulary_that_cannot_be_read_is_refused(file: str, words: str, make_model: MakeModel) -> None:
+    folder = make_model(text={"tokenizer_kwargs": {"bpe_path": file}})
+    with pytest.raises(ConfigError, match=f"tokenizer of .*{words}"):
+        load_tokenizer(resolve_folder(folder).source)
+
+
+def test_whatever_stands_in_a_configuration_it_is_understood_or_refused_by_its_folder(make_model: MakeModel) -> None:
+    """Each place of the file, read here or not, takes each kind of value."""
+    file = make_model() / "open_clip_config.json"
+    published = json.loads(file.read_text())
+    values = (None, True, -1, 0, 7, 0.5, 1e999, "x", [], [1, 2, 3], {}, {"x": [None]})
+    understood, messages = 0, []
+    for place, value in itertools.product(places(published), values):
+        file.write_text(json.dumps(changed(published, place, value)))
+        try:
+            resolve_folder(file.parent)
+            understood += 1
+        except ConfigError as error:
+            messages.append(str(error))
+    assert [m for m in messages if str(file.parent) not in m] == []
+    assert min(understood, len(messages)) > 50
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\udcff"], ids=["empty", "cut", "deep", "no text"])
+def test_a_configuration_that_is_no_json_is_refused(text: str, make_model: MakeModel) -> None:
+    file = make_model() / "open_clip_config.json"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    assert "open_clip_config.json: Invalid JSON" in refusal(file.parent)
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "noise": lambda data: b"noise" * 100,
+    "broken zip": lambda data: b"PK\x03\x04" + data[:500] + b"PK\x05\x06" + b"\xff" * 18,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_are_refused(damage: str, make_model: MakeModel) -> None:
+    weights = make_model() / "open_clip_model.safetensors"
+    weights.write_bytes(DAMAGES[damage](weights.read_bytes()))
+    assert f"The weights {str(weights)!r} of " in refusal(weights.parent)
+
+
+@pytest.mark.parametrize("damage", ["empty", "broken zip"])
+def test_damaged_weights_of_torch_are_refused_too(damage: str, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(DAMAGES[damage](b"x" * 1000))
+    with pytest.raises(ConfigError, match=r"weights.pt' of RN50 cannot be read \(.*\); save or download them again"):
+        resolve_backbone(Backbone(model="RN50", pretrained=str(weights), quick_gelu=True))
+
+
+def test_weights_that_are_a_folder_or_have_too_long_a_name_are_refused(tmp_path: Path, make_model: MakeModel) -> None:
+    weights = make_model() / "open_clip_model.safetensors"
+    weights.unlink()
+    weights.mkdir()
+    assert "cannot be read" in refusal(weights.parent)
+    with pytest.raises(ConfigError, match="neither a file nor one of the tags"):
+        resolve_backbone(Backbone(model="RN50", pretrained="x" * 5000, quick_gelu=True))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [
+        ({"model": "ViT-B16", "pretrained": "openai"}, ["'ViT-B16'", "did you mean", "ViT-B-16"]),
+        ({"model": "qqqqqqqq"}, ["'qqqqqqqq'", "list_models"]),
+        ({"model": "RN50", "pretrained": "opnai"}, ["'opnai'", "openai", "yfcc15m", "cc12m"]),
+        ({"model": "RN50"}, ["pretrained", "openai", "yfcc15m", "cc12m"]),
+        ({"model": "local-dir:/nowhere"}, ["local-dir:/nowhere", "open_clip_config.json"]),
+        ({"model": "demo:nothing"}, ["demo:nothing"]),
+        ({"model": "ViT-B-32-quickgelu", "pretrained": "laion2b_s34b_b79k"}, ["laion2b_s34b_b79k", "tags", "openai"]),
+    ],
+)
+def test_an_unknown_model_or_tag_is_refused_with_a_remedy(backbone: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve_backbone(Backbone(**backbone))
+    assert [w for w in words if w not in str(error.value)] == []
+
+
+def test_weights_and_activation_must_fit() -> None:
+    with_it, without = {"quick_gelu": True}, {"quick_gelu": False}
+    tagged = Backbone(model="ViT-B-32", pretrained="openai")
+    unfit = tagged.model_copy(update={"quick_gelu": False})
+    with pytest.raises(ConfigError, match=r"'openai' of ViT-B-32 were trained with QuickGELU.*leave it out"):
+        needs_quick_gelu(unfit, without, {"quick_gelu": True})
+    assert needs_quick_gelu(unfit, with_it, {}) is False
+    assert needs_quick_gelu(tagged, without, {"quick_gelu": True}) is True
+    assert needs_quick_gelu(tagged, with_it, {}) is True
+    assert needs_quick_gelu(tagged, without, {"url": "of a tag without the flag"}) is False
+    forced = tagged.model_copy(update={"quick_gelu": True})
+    assert needs_quick_gelu(forced, without, {"quick_gelu": False}) is True
+
+
+@pytest.mark.parametrize("model", UPL_STAR)
+def test_openais_weights_get_quick_gelu_by_tag_and_a_file_must_say(model: str) -> None:
+    cfg, published = open_clip.get_model_config(model), get_pretrained_cfg(model, "openai")
+    assert needs_quick_gelu(Backbone(model=model, pretrained="openai"), cfg, published)
+    file = Backbone(model=model, pretrained="/my/file.safetensors")
+    with pytest.raises(ConfigError, match=r"file.safetensors' of .* needs QuickGELU.*true for those of openai"):
+        needs_quick_gelu(file, cfg, {})
+    assert needs_quick_gelu(file.model_copy(update={"quick_gelu": True}), cfg, {})
+    assert not needs_quick_gelu(file.model_copy(update={"quick_gelu": False}), cfg, {})
+
+
+def test_a_torchscript_archive_is_refused_before_an_actor_dies_of_it(tmp_path: Path) -> None:
+    archive = str(tmp_path / "model.pt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), archive)
+    with pytest.raises(ConfigError, match=r"model.pt' are a TorchScript archive"):
+        resolve_backbone(Backbone(model="RN50", pretrained=archive, quick_gelu=True))
+
+
+def test_every_published_model_is_accepted_with_each_of_its_tags() -> None:
+    """open_clip lists roberta-ViT-B-32/laion2b_s12b_b32k, whose own configuration has QuickGELU."""
+    for model, tag in open_clip.list_pretrained():
+        cfg, published = open_clip.get_model_config(model), get_pretrained_cfg(model, tag)
+        needs_quick_gelu(Backbone(model=model, pretrained=tag), cfg, published)

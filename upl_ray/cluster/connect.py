@@ -1,0 +1,143 @@
+"""The Ray cluster of a run: joined or started at the first step with work to do, waited for, checked and watched."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from upl_ray.cluster.watch import FOR_WORK, Lost, Watch
+from upl_ray.config.settings import Compute
+from upl_ray.errors import Damaged, JobError, describe_storage_error
+from upl_ray.progress import Laps
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0  # between two looks at the nodes while waiting for them
+
+
+class RayCluster:
+    """Joins Ray at the first step that has something to do, or starts it on this machine.
+
+    Args:
+        compute: the address to join, the resources to ask for, the longest wait.
+        preflight: checks the nodes of a cluster that was joined; they may be unlike this machine.
+    """
+
+    def __init__(self, compute: Compute, preflight: Callable[[], None]) -> None:
+        self.compute, self.preflight = compute, preflight
+        self.used = False
+        self.laps = Laps()  # of the steps that had something to do
+        self._watch = Watch(FOR_WORK, compute.wait_for_resources_s)
+
+    def start(self, step: str) -> None:
+        """Join or start the cluster for a step with work to do, unless that was done; wait for nodes and check them.
+
+        Raises:
+            JobError: no node for work came up in time.
+            ConfigError: a node is not fit for the work.
+        """
+        self.used = True
+        self.laps.start(step)
+        if ray.is_initialized():
+            return
+        address = self.compute.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        local = address == "local"
+        if local:  # Ray's own log files keep what is not shown here
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        level = logging.ERROR if local else logging.WARNING
+        at_sigterm = signal.getsignal(signal.SIGTERM)  # Ray replaces the handler by one that ends without a log line
+        ray.init(
+            address=address, logging_level=level, log_to_driver=not local, include_dashboard=False if local else None
+        )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, at_sigterm)
+        wait_for_resources(self.compute, local)
+        resources, nodes = ray.cluster_resources(), sum(n["Alive"] for n in ray.nodes())
+        log.info("%-12s %g CPUs, %g GPUs, %d node(s)", "ray", resources.get("CPU", 0), resources.get("GPU", 0), nodes)
+        if not local:
+            self.preflight()
+            self._watch.start()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Raise errors of tasks that name a remedy as the job's, and abort instead of waiting without limit.
+
+        Raises:
+            JobError: a task raised one; or no node for work was alive for `compute.wait_for_resources_s`.
+        """
+        try:
+            with self._watch.guard():
+                yield
+        except Lost:
+            ray.shutdown()  # or its reports of lost nodes would follow the job's last line
+            raise
+        except (RuntimeError, ray.exceptions.RayError) as error:
+            if sentence := job_error_in(error):
+                raise JobError(sentence) from None
+            raise
+
+
+def job_error_in(error: BaseException) -> str:
+    """The sentence of a JobError that a task or an actor raised, or one about its OSError; else an empty string.
+
+    Exceptions of other processes survive as text only.
+    """
+    if isinstance(error, JobError) and not isinstance(error, ray.exceptions.RayTaskError):
+        return ""  # the driver's own; one of a plain task is both, and its text is a traceback
+    if found := re.search(rf"^\S*\b(?:{JobError.__name__}|{Damaged.__name__}): (.+)$", str(error), re.MULTILINE):
+        return found[1]
+    found = re.search(
+        r"^\S*\b(?:OSError|PermissionError|FileNotFoundError|TimeoutError|BrokenPipeError|Connection\w*Error): (.+)$",
+        str(error),
+        re.MULTILINE,
+    )
+    return describe_storage_error(found[1]) if found else ""
+
+
+def wait_for_resources(compute: Compute, local: bool = False) -> None:
+    """Ask an autoscaling cluster for `compute.request`, or else for one CPU, and wait until it is there.
+
+    The request is made of placement groups, so it ends with this driver, however that ends: no node stays up for a dead
+    job. Each group is for one unit, as the autoscaler starts nothing for a group that it cannot serve as a whole. The
+    job goes on with the resources that came in time, unless there are none.
+
+    Raises:
+        JobError: after `compute.wait_for_resources_s` there is no CPU.
+    """
+    wanted = compute.request or {"CPU": 1}
+    if not missing(wanted):
+        return
+    if local:  # nothing can join a Ray that this job has started for itself
+        log.warning("%-12s is local and goes on without %s of compute.request", "ray", missing(wanted))
+        return
+    log.info("%-12s waits up to %d s for %s", "ray", compute.wait_for_resources_s, missing(wanted))
+    groups = [placement_group([{kind: 1.0}]) for kind, count in wanted.items() for _ in range(count)]
+    deadline = time.monotonic() + compute.wait_for_resources_s
+    while missing(wanted) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    for group in groups:
+        remove_placement_group(group)
+    if not ray.cluster_resources().get("CPU"):
+        raise JobError(
+            f"No node with a CPU for work came up within compute.wait_for_resources_s = {compute.wait_for_resources_s} "
+            f"s; start one, let the autoscaler start more (max_workers), or wait longer, and run the job again."
+        )
+    if missing(wanted):
+        log.warning("%-12s goes on without %s of compute.request", "ray", missing(wanted))
+
+
+def missing(wanted: Mapping[str, int]) -> str:
+    """The wanted resources that the cluster lacks, in words; empty if it has all."""
+    there = ray.cluster_resources()
+    lacking = {kind: count - there.get(kind, 0.0) for kind, count in wanted.items()}
+    return ", ".join(f"{count:g} {kind}" for kind, count in lacking.items() if count > 0)

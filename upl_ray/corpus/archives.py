@@ -1,0 +1,314 @@
+"""Images inside tar archives (WebDataset) and Parquet files: indexed once, then read in as few requests as possible.
+
+Of a Parquet file whole row groups are read, from their beginning: rows in the middle of one cannot be found without.
+
+Nothing is unpacked to disk: a member is a range of bytes, so its name cannot lead out of the archive.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from upl_ray.corpus.find import sub_folder
+from upl_ray.errors import ConfigError, first_line
+from upl_ray.storage import schema
+from upl_ray.storage.store import PARQUET_ERRORS, open_parquet
+from upl_ray.upl import rejection
+from upl_ray.upl.images import EXTENSIONS
+
+BUFFER = 2**20  # bytes of one request while a tar's headers are read
+GAP = 2**18  # bytes between two members that are read along, which is cheaper than another request
+LONGEST = 2**25  # bytes of one request for members
+PIECE = 2**23  # bytes of one request for a column of a Parquet file, of which one is in memory, however long it is
+BYTES_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
+LABEL_COLUMNS = ("label", "class", "cls", "classname")
+
+# Errors that Python's tarfile raises on damaged headers.
+TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, SystemError, MemoryError)
+# Lengths of members that are never read, and the reasons.
+SPARSE, LINK = -1, -2
+UNREAD = {SPARSE: rejection.SPARSE_MEMBER, LINK: rejection.LINK_MEMBER}
+
+Row = tuple[str, str | None, int, int | None]  # name inside the archive, label, offset, length
+
+
+class Index(NamedTuple):
+    """The images of an archive."""
+
+    rows: list[Row]
+    groups: list[int]  # how many of them, one lot after the other, are read together: row groups; in tar archives one
+
+
+def cut(groups: list[int], size: int) -> Iterator[tuple[int, int]]:
+    """(first, length) of shards of at most `size` rows, each of whole groups; a group that is larger is cut."""
+    first, length = 0, 0
+    for group in groups:
+        if length and length + group > size:
+            yield first, length
+            first, length = first + length, 0
+        length += group
+        while length > size:
+            yield first, size
+            first, length = first + size, length - size
+    if length:
+        yield first, length
+
+
+def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
+    """The images of a tar archive, from its headers; also of several that were written one behind the other.
+
+    Members belong together by WebDataset's rule: their names up to the first dot are equal, the key. A key has one
+    image, and its label comes from `.cls`, or else from `label` in `.json`, or else from the first folder. Where names
+    hold further dots (`cam.00.jpg`, `cam.00.cls`, `cam.01.jpg`), names up to the last dot are keys.
+
+    Args:
+        fs: file system of the archive.
+        path: the archive inside `fs`.
+        suffix: images are those members whose names go on with this behind the first dot; empty: all images.
+
+    Raises:
+        ConfigError: the file is no tar archive, or damaged; or a key has several images, or several labels, and
+            none can be chosen.
+    """
+    images: dict[str, tuple[int, int]] = {}  # name -> offset, size
+    labels: dict[str, str] = {}  # name without its last suffix -> label
+    try:
+        with fs.open_input_file(path) as file, io.BufferedReader(file, BUFFER) as buffered:
+            for member, tar in _members(buffered, file.size()):
+                # A name in another encoding than UTF-8 becomes `caf\\xe9.jpg`; members are read by their place.
+                name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace").removeprefix("./")
+                link = member.islnk() or member.issym()
+                if not (member.isfile() or link) or name.rpartition("/")[2].startswith("."):
+                    continue
+                kind = name.lower().rpartition(".")[2]
+                if name.lower().endswith(EXTENSIONS):  # of two members of one name the later counts
+                    images[name] = member.offset_data, LINK if link else SPARSE if member.issparse() else member.size
+                elif kind in ("cls", "json") and member.size < BUFFER and not (link or member.issparse()):
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    label = _label(content.read(), kind == "json")
+                    stem = name.rpartition(".")[0]
+                    if label is not None and (kind == "cls" or stem not in labels):
+                        labels[stem] = label
+    except TAR_ERRORS as error:
+        reason = first_line(error)
+        raise ConfigError(f"{path!r} is no tar archive, or damaged ({reason}); repair or remove it.") from None
+    given = _labels_of_images(path, list(images), labels, suffix)
+    rows: list[Row] = [
+        (n, sub_folder(n) if given[n] is None else given[n], *place) for n, place in images.items() if n in given
+    ]
+    return Index(rows, [1] * len(rows))
+
+
+def _labels_of_images(path: str, names: list[str], labels: dict[str, str], suffix: str) -> dict[str, str | None]:
+    """Label, or None, of each image that counts; see `index_tar`."""
+    images: dict[str, list[str]] = defaultdict(list)  # by key
+    stems: dict[str, list[str]] = defaultdict(list)  # of labels, by key
+    for name in names:
+        key, rest = _key(name)
+        if not suffix or rest.lower() == suffix.lower().lstrip("."):
+            images[key].append(name)
+    for stem in labels:
+        stems[_key(stem)[0]].append(stem)
+    found: dict[str, str | None] = {}
+    for key, several in images.items():
+        own = {name: name.rpartition(".")[0] for name in several}
+        apart = len(set(own.values())) == len(several) and key not in own.values()  # the names hold further dots
+        if len(several) > 1 and not (apart and set(stems[key]) <= set(own.values())):
+            raise ConfigError(
+                f"{path!r} holds {len(several)} images of one key, {', '.join(map(repr, sorted(several)[:3]))}; name "
+                f"those to use by what stands behind the first dot of their names, for example corpus.suffix "
+                f"{_key(min(several, key=lambda name: (len(name), name)))[1]!r}."
+            )
+        for name, stem in own.items():
+            if stem not in labels and len(stems[key]) > 1:
+                given = ", ".join(map(repr, sorted(stems[key])[:3]))
+                raise ConfigError(f"{path!r} holds {len(stems[key])} labels for {name!r}, of {given}; keep one.")
+            found[name] = labels.get(stem, next((labels[s] for s in stems[key]), None) if len(several) == 1 else None)
+    return found
+
+
+def _key(name: str) -> tuple[str, str]:
+    """The name of a member up to the first dot of its base, and what stands behind that dot."""
+    folder, slash, base = name.rpartition("/")
+    key, _, rest = base.partition(".")
+    return f"{folder}{slash}{key}", rest
+
+
+def _members(file: io.BufferedReader, size: int) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """The members, each behind the one before, up to the end of the file.
+
+    Python's tarfile follows a negative size backwards without end, and takes anything but a header for the end. Bytes
+    behind the end mark are another archive (`cat a.tar b.tar`), or damage.
+    """
+    first: int | None = 0
+    while first is not None:
+        file.seek(first)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if (
+                    member.size < 0 or not member.offset < tar.offset <= size + tarfile.BLOCKSIZE
+                ):  # where the next begins
+                    raise tarfile.ReadError(f"wrong size of the member at byte {member.offset}")
+                yield member, tar
+            first = _next_block(file, tar.offset, size)
+            if first == tar.offset:
+                raise tarfile.ReadError(f"no header at byte {tar.offset}")
+
+
+def _next_block(file: io.BufferedReader, offset: int, size: int) -> int | None:
+    """Offset of the next block that holds anything but zeros; None if there is none."""
+    file.seek(offset)
+    for start in range(offset, size, BUFFER):
+        piece = file.read(BUFFER)
+        zeros = len(piece) - len(piece.lstrip(b"\0"))
+        if zeros < len(piece):
+            return start + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+    return None
+
+
+def _label(content: bytes, is_json: bool) -> str | None:
+    try:
+        text = content.decode().strip()
+        if not is_json:
+            return text
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    found = next((value[c] for c in LABEL_COLUMNS if c in value), None) if isinstance(value, dict) else None
+    return as_text(found)
+
+
+def as_text(value: object) -> str | None:
+    """A cell of a table as text; of a column of whole numbers with gaps, which is read as floats, 3.0 is `3`."""
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    return (
+        None if value is None else str(value).encode(errors="backslashreplace").decode()
+    )  # JSON may hold half of a surrogate pair
+
+
+def index_parquet(fs: pafs.FileSystem, path: str) -> Index:
+    """The rows of a Parquet file with image bytes; labels from the first of `LABEL_COLUMNS` that it has.
+
+    Raises:
+        ConfigError: the file is no Parquet file, damaged, or has no column of image bytes.
+    """
+    with fs.open_input_file(path) as file:
+        parquet = open_parquet(file, path)
+        if bytes_column(parquet.schema_arrow) is None:
+            raise no_bytes(path, parquet.schema_arrow)
+        column = next((c for c in LABEL_COLUMNS if c in parquet.schema_arrow.names), None)
+        rows = parquet.metadata.num_rows
+        try:
+            labels = parquet.read([column])[column].to_pylist() if column else [None] * rows
+        except PARQUET_ERRORS as error:
+            raise ConfigError(f"Column {column!r} of {path!r} is damaged ({first_line(error)}); repair it.") from None
+        groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
+    return Index([(str(i), as_text(label), i, None) for i, label in enumerate(labels)], groups)
+
+
+def no_bytes(path: str, columns: pa.Schema) -> ConfigError:
+    """The error of a Parquet file that holds no images."""
+    return ConfigError(
+        f"{path!r} has no column of image bytes among its columns {', '.join(columns.names)}; "
+        f"add one that is named {' or '.join(BYTES_COLUMNS)}."
+    )
+
+
+def bytes_column(names: pa.Schema) -> str | None:
+    """The column that holds image bytes: binary, or Hugging Face's struct of bytes and path."""
+    binary = {f.name for f in names if _is_binary(f.type)}
+    named = [c for c in BYTES_COLUMNS if c in binary]
+    return named[0] if named else (binary.pop() if len(binary) == 1 else None)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def read_tar(fs: pafs.FileSystem, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | str]:
+    """The members at these (offset, length), in the given order; neighbours are read in one request."""
+    found: dict[tuple[int, int], bytes | str] = {}
+    with fs.open_input_file(path) as file:
+        for group in _neighbours(sorted(set(ranges))):
+            first = group[0][0]
+            data = file.read_at(group[-1][0] + group[-1][1] - first, first)
+            for offset, length in group:
+                member = data[offset - first : offset - first + length]
+                found[offset, length] = member if len(member) == length else rejection.CUT_ARCHIVE
+    return [found[r] for r in ranges]
+
+
+def _neighbours(ranges: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    groups: list[list[tuple[int, int]]] = []
+    for offset, length in ranges:
+        if groups:
+            first, (last, size) = groups[-1][0][0], groups[-1][-1]
+            if offset - (last + size) <= GAP and offset + length - first <= LONGEST:
+                groups[-1].append((offset, length))
+                continue
+        groups.append([(offset, length)])
+    return groups
+
+
+def read_parquet(fs: pafs.FileSystem, path: str, rows: Sequence[int], max_bytes: int) -> Iterator[bytes | str]:
+    """The image bytes of these rows, which ascend; a reason instead where a row holds more than `max_bytes`.
+
+    Each row group that holds one of them is read once, up to the last of them, row by row: a value that is stored once
+    may be that of every row.
+    """
+    with fs.open_input_file(path) as file:
+        parquet = open_parquet(file, path, PIECE)
+        column = bytes_column(parquet.schema_arrow)
+        if column is None:
+            raise no_bytes(path, parquet.schema_arrow)
+        behind, at = 0, 0  # the first row behind the group; the next of `rows`
+        for group in range(parquet.num_row_groups):
+            first, behind = behind, behind + parquet.metadata.row_group(group).num_rows
+            batches = enumerate(parquet.iter_batches(1, [group], [column]), first)
+            while at < len(rows) and rows[at] < behind:
+                batch = next((batch for row, batch in batches if row == rows[at]), None)
+                yield rejection.MISSING_ROW if batch is None else _cell(batch.column(0), max_bytes)
+                at += 1
+        yield from [rejection.MISSING_ROW] * (len(rows) - at)
+
+
+def _cell(column: pa.Array, max_bytes: int) -> bytes | str:
+    """The only value of a column, or a reason."""
+    value = column[0]
+    if pa.types.is_struct(column.type) and value.is_valid:
+        value = value["bytes"]
+    if not value.is_valid:
+        return rejection.NO_BYTES
+    data = value.as_buffer()
+    return rejection.too_many_bytes(max_bytes) if data.size > max_bytes else data.to_pybytes()
+
+
+def listing_table(prefix: str, file: str, version: str, rows: Sequence[Row]) -> pa.Table:
+    """Rows of `schema.LISTING` for the images of one archive; ids are `<archive>!<name inside>`."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "image_id": f"{prefix}{file}!{name}",
+                "version": version,
+                "label": label,
+                "file": file,
+                "offset": offset,
+                "length": length,
+            }
+            for name, label, offset, length in rows
+        ],
+        schema=schema.LISTING,
+    )

@@ -1,0 +1,190 @@
+"""Files at an address of a corpus: a folder of images, tar or Parquet archives, or manifests that name images.
+
+The address and the files there decide the form. Each file has a version: size and ETag in object stores, size and
+modification time elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
+
+import pyarrow.fs as pafs
+from fsspec.utils import glob_translate
+
+from upl_ray.errors import ConfigError, first_line
+from upl_ray.storage.store import UNREACHABLE, is_remote, open_filesystem, open_fsspec
+from upl_ray.upl.images import EXTENSIONS
+
+Form = Literal["images", "tar", "parquet", "manifest"]
+SUFFIXES: dict[Form, tuple[str, ...]] = {
+    "images": EXTENSIONS,
+    "tar": (".tar",),
+    "parquet": (".parquet",),
+    "manifest": (".txt", ".csv", ".jsonl"),
+}
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".tar.xz", ".zip")
+BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+# Names that file systems give to a fingerprint of the content, or else to a time.
+VERSION_FIELDS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of one form at one address."""
+
+    root: str
+    form: Form
+    files: dict[str, str]  # file relative to the root -> version
+
+
+class ImageFile(NamedTuple):
+    """An image in a file that holds nothing else."""
+
+    file: str  # relative to the root, or an absolute address
+    version: str
+    label: str | None  # as the source gives it
+
+
+def find(uri: str) -> Found:
+    """List an address: a folder or prefix, one file, or a pattern such as `s3://bucket/shards/*.tar`.
+
+    In a pattern `*`, `?` and `[ab]` stay within one folder and `**` stands for any number of folders, as in a shell;
+    `{a,b}` and `{0000..0099}` work, too. Files and folders whose names begin with a dot are never found.
+
+    Raises:
+        ConfigError: it does not exist, cannot be reached, holds nothing that can be read, or several forms at once.
+    """
+    if uri.lower().endswith(COMPRESSED):
+        raise ConfigError(f"{uri!r} is compressed, so its images cannot be read one by one; unpack it to .tar.")
+    try:
+        folder, pattern, is_file = _split(uri)
+        files = {pattern: file_version(uri)} if is_file else list_files(folder)
+        chosen = _matcher(pattern) if pattern and not is_file else None
+    except UNREACHABLE as error:
+        raise ConfigError(
+            f"The images under {uri!r} cannot be listed ({first_line(error)}); check the address and the access."
+        ) from None
+    visible = {f: v for f, v in files.items() if not any(part.startswith(".") for part in f.split("/"))}
+    if chosen:
+        visible = {f: v for f, v in visible.items() if chosen(f)}
+    by_form = {form: {f: v for f, v in visible.items() if f.lower().endswith(SUFFIXES[form])} for form in SUFFIXES}
+    if not pattern:
+        by_form["manifest"] = {}  # a text file beside images is no manifest: a manifest is named itself
+    present: list[Form] = [form for form, of_form in by_form.items() if of_form]
+    if not present:
+        hint = " (in a pattern `*` stays within one folder, `**` does not)" if chosen else ""
+        raise ConfigError(
+            f"No image lies under {uri!r}{hint}; name files ending in {' '.join(EXTENSIONS)}, tar or Parquet archives "
+            f"of them, or a manifest (.txt, .csv, .jsonl)."
+        )
+    if len(present) > 1:
+        raise ConfigError(
+            f"{uri!r} holds {' and '.join(f'{len(by_form[f])} {f} files' for f in present)}; "
+            f"choose one form by a pattern, for example {folder}/**/*{SUFFIXES[present[0]][0]}."
+        )
+    return Found(folder, present[0], by_form[present[0]])
+
+
+def _split(uri: str) -> tuple[str, str, bool]:
+    """The folder to list; the pattern that files must match, empty for all; whether it is the name of one file."""
+    scheme, separator, path = uri.rpartition("://")
+    parts = path.rstrip("/").split("/")
+    wild = next((i for i, part in enumerate(parts) if re.search(r"[*?\[{]", part)), None)
+    if wild is not None and not re.search(r"[*?]", path) and _exists(uri):
+        wild = None  # `photos[1]` is also a name
+    known = tuple(s for suffixes in SUFFIXES.values() for s in suffixes)
+    is_file = wild is None and parts[-1].lower().endswith(known) and (bool(separator) or not Path(path).is_dir())
+    first = len(parts) - 1 if is_file else wild
+    if first is None:
+        return uri.rstrip("/") or "/", "", False
+    return f"{scheme}{separator}{'/'.join(parts[:first])}" or "/", "/".join(parts[first:]), is_file
+
+
+def _exists(uri: str) -> bool:
+    fs, path = open_filesystem(uri)
+    return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Whether a file matches a pattern, by the rules of `find`; raises ValueError on `**` beside other characters."""
+    patterns = expand_braces(pattern)
+    plain = {p for p in patterns if not re.search(r"[*?\[]", p)}  # `{000000..146999}.tar` is many: look names up
+    # The library lets `[!a]` match a slash.
+    wild = "|".join(glob_translate(p).replace("[^", "[^/") for p in patterns if p not in plain)
+    expression = re.compile(wild) if wild else None
+    return lambda file: file in plain or (expression is not None and expression.match(file) is not None)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Patterns that `{a,b}` and `{08..11}` stand for, as in a shell; other braces are plain characters."""
+    found = BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last, names = found.groups()
+    if names is None:
+        first, last = sorted((first, last), key=int)
+        options = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    else:
+        options = names.split(",")
+    before, behind = pattern[: found.start()], pattern[found.end() :]
+    return [p for option in options for p in expand_braces(before + option + behind)]
+
+
+def file_version(uri: str) -> str:
+    """Version of one file; raises as `list_files`."""
+    if is_remote(uri) and not uri.startswith("file://"):
+        return _version(open_fsspec(uri).info(open_filesystem(uri)[1]))
+    fs, path = open_filesystem(uri)
+    info = fs.get_file_info(path)
+    if info.type != pafs.FileType.File:
+        raise FileNotFoundError(f"there is no file {uri}")
+    return f"{info.size}-{info.mtime_ns or 0}"
+
+
+def list_files(folder: str) -> dict[str, str]:
+    """Every file below a folder or prefix: path relative to it -> version.
+
+    Raises:
+        OSError: it does not exist or cannot be reached; see also `UNREACHABLE`.
+    """
+    scheme = folder.partition("://")[0] if is_remote(folder) else ""
+    if scheme in ("", "file"):
+        fs, root = open_filesystem(folder)
+        infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
+        files = [i for i in infos if i.type == pafs.FileType.File]
+        return {i.path[len(root) :].lstrip("/"): f"{i.size}-{i.mtime_ns or 0}" for i in files}
+    remote = open_fsspec(folder)
+    _, root = open_filesystem(folder)  # images are read through it, so its reading of escapes in the address counts
+    details: dict[str, dict[str, Any]] = remote.find(root, detail=True, withdirs=False)
+    if not details and not remote.exists(root):
+        raise FileNotFoundError(f"there is no {folder}")
+    return {
+        path[len(root) :].lstrip("/"): _version(info)
+        for path, info in details.items()
+        if info["type"] == "file" and len(path) > len(root)
+    }
+
+
+def _version(info: dict[str, Any]) -> str:
+    mark = next((info[field] for field in VERSION_FIELDS if info.get(field)), 0)
+    return f"{info.get('size', 0)}-{str(mark).strip(chr(34))}"
+
+
+def sub_folder(image_id: str) -> str | None:
+    """The first folder of a path, which may be its true class."""
+    parts = PurePosixPath(image_id).parts
+    return parts[0] if len(parts) > 1 else None

@@ -1,0 +1,77 @@
+"""Held-out images must not be learned from: no file may lie in two image sets.
+
+Local addresses are compared by the real path of their folder. Links inside of a root are not followed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, product
+
+from upl_ray.corpus.shards import Corpus, Shard
+from upl_ray.errors import ConfigError
+from upl_ray.storage.store import is_remote, read_ahead
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A corpus, the field of the configuration that names it, and the source's roots."""
+
+    field: str
+    corpus: Corpus
+    roots: tuple[str, ...]  # a manifest's absolute addresses lie below these
+
+    @property
+    def folders(self) -> set[str]:
+        """Addresses, each with a slash behind it; every image lies below one of them."""
+        roots = {*self.roots, *(s.root for s in self.corpus.shards)}
+        return {real_address(f"{root.rstrip('/')}/") for root in roots}
+
+    def addresses(self) -> Iterator[str]:
+        """Address of every image's file, and of every archive."""
+        shards = self.corpus.shards
+        yield from {real_address(f"{s.root.rstrip('/')}/{s.archive}") for s in shards if s.archive}
+        for of_shard in read_ahead((s for s in shards if not s.archive), self._addresses_of):
+            yield from of_shard
+
+    def _addresses_of(self, shard: Shard) -> list[str]:
+        table = self.corpus.listing(shard, ["image_id", "file"])
+        rows = zip(table["image_id"].to_pylist(), table["file"].to_pylist(), strict=True)
+        files = (file for image_id, file in rows if image_id not in shard.removed)
+        folder = shard.root.rstrip("/")
+        return [real_address(f if is_remote(f) or f.startswith("/") else f"{folder}/{f}") for f in files]
+
+
+def check_apart(sets: Iterable[ImageSet]) -> None:
+    """Refuse image sets that share a file. Listings are read only where the folders of two sets meet.
+
+    Raises:
+        ConfigError: two sets share a file, so that accuracy would be measured on images that were learned from.
+    """
+    for first, other in combinations(sets, 2):
+        if not any(a.startswith(b) or b.startswith(a) for a, b in product(first.folders, other.folders)):
+            continue
+        held_out = set(other.addresses())
+        shared = [a for a in first.addresses() if a in held_out]
+        if shared:
+            raise ConfigError(
+                f"{len(shared)} of {len(held_out)} files of {other.field} are files of {first.field}, too, for example "
+                f"{min(shared)!r}; images that are learned from are not held out. Take them out of one of the two, or "
+                f"give their labels as {first.field}.labels (a manifest may leave other labels empty)."
+            )
+
+
+def real_address(address: str) -> str:
+    """A local file by the real path of its folder; other addresses as they are."""
+    if is_remote(address) and not address.startswith("file://"):
+        return address
+    folder, _, name = address.removeprefix("file://").rpartition("/")
+    return f"{_real_folder(folder).rstrip('/')}/{name}"
+
+
+@cache
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(os.path.expanduser(folder or "/"))

@@ -1,0 +1,1 @@
+"""Trains the demo's three tiny CLIPs on letters and digits drawn from fonts."""

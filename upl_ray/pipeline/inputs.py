@@ -1,0 +1,179 @@
+"""Checks a configuration against the world before work starts: storage, images, class names, models."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from upl_ray.config.classnames import check_classnames
+from upl_ray.config.settings import Config, Section, Source, Train
+from upl_ray.corpus.datasets import open_dataset
+from upl_ray.corpus.overlap import ImageSet, check_apart
+from upl_ray.corpus.shards import Corpus, list_corpus
+from upl_ray.corpus.true_labels import check_labels, folder_names
+from upl_ray.errors import ConfigError, first_line
+from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_text
+from upl_ray.upl.backbones import load_tokenizer, resolve_backbone
+from upl_ray.upl.clip_spec import ClipSpec
+from upl_ray.upl.prompt_encoder import prompt_tokens
+from upl_ray.upl.zero_shot import fill_template
+
+log = logging.getLogger(__name__)
+
+RAY_COPIES = "/working_dir_files/_ray_pkg_"  # where a job that was submitted with --working-dir stands
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A configuration that was checked against the world: what the steps work on."""
+
+    config: Config
+    store: Store
+    classnames: tuple[str, ...]
+    corpus: Corpus
+    scored: Corpus | None
+    specs: dict[str, ClipSpec]
+    validation: Corpus | None = None  # for comparisons only
+
+    @property
+    def corpora_by_field(self) -> dict[str, Corpus]:
+        """The corpus, and the held-out images if there are any, by the names of their fields."""
+        listed = {"corpus": self.corpus, "scored": self.scored, "validation": self.validation}
+        return {field: corpus for field, corpus in listed.items() if corpus}
+
+    @property
+    def corpora(self) -> list[Corpus]:
+        """The same without the names."""
+        return list(self.corpora_by_field.values())
+
+    @property
+    def target(self) -> ClipSpec:
+        """The model that prompts are learned for."""
+        return self.specs[self.config.target_backbone.label]
+
+    def labelers(self, variant: str) -> list[ClipSpec]:
+        """The labelers of a variant."""
+        return [self.specs[b.label] for b in self.config.labelers(variant)]
+
+    def referees(self, variant: str) -> list[ClipSpec]:
+        """The backbones whose labels did not flow into a variant."""
+        return [self.specs[b.label] for b in self.config.referees(variant)]
+
+
+def prepare(config: Config, validation: bool = False) -> Inputs:
+    """Check everything that can be checked before work starts, and find out what the work is on.
+
+    Args:
+        config: the whole configuration.
+        validation: True to list the validation images too, if there are any.
+
+    Raises:
+        ConfigError: storage cannot be written, no images, bad class names, a model that is not found or does not fit.
+    """
+    named = config.classnames and config.classnames != "folders"
+    classnames = read_classnames(config.classnames) if named else None
+    store = open_storage(config.storage_path, "config.json", config)
+    config = open_dataset(config, store)
+    if isinstance(config.classnames, tuple):  # a data set's are taken as published, though ImageNet's repeat
+        classnames = classnames or config.classnames
+    size, validates = config.compute.shard_size, validation and config.validation.uris
+    corpus = list_images(store, config.corpus, size, "corpus")
+    scored = list_images(store, config.scored, size, "scored") if config.scored.uris else None
+    held_out = list_images(store, config.validation, size, "validation") if validates else None
+    classnames = classnames or folder_names(corpus)
+    listed = {"corpus": corpus, "scored": scored, "validation": held_out}
+    sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
+    for one in sets:
+        check_labels(one.corpus, getattr(config, one.field).labels, one.field, classnames)
+    check_apart(sets)
+    specs = {b.label: resolve_backbone(b, config.label.max_pixels) for b in config.backbones}
+    if config.label.decode == "fast":
+        specs = decoded_fast(specs)
+    check_context(specs[config.target_backbone.label], classnames, config.train, "lower train.n_ctx")
+    for spec in specs.values():
+        check_prompts(spec, fill_template(config.template, classnames))
+    log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
+    return Inputs(config, store, classnames, corpus, scored, specs, held_out)
+
+
+def decoded_fast(specs: dict[str, ClipSpec]) -> dict[str, ClipSpec]:
+    """The backbones with the scale that photographs are decoded at: twice the largest crop of all."""
+    draft = 2 * max(max(s.geometry.height, s.geometry.width) for s in specs.values())
+    side = 2 * draft
+    log.info(
+        "%-12s fast: JPEG files of %d x %d pixels and more are scaled while they are decoded", "decode", side, side
+    )
+    return {name: replace(s, geometry=replace(s.geometry, draft=draft)) for name, s in specs.items()}
+
+
+def list_images(store: Store, source: Source, shard_size: int, field: str) -> Corpus:
+    """The images of a field of the configuration.
+
+    Raises:
+        ConfigError: as `list_corpus`, with the field's name in front.
+    """
+    try:
+        return list_corpus(store, source, shard_size)
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from None
+
+
+def open_storage(path: str, name: str, config: Section) -> Store:
+    """The folder of all results.
+
+    That it can be written is seen by writing the configuration into it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    if "?" in path:
+        told = path.partition("?")[0]
+        raise ConfigError(f"storage_path {told!r} has options behind `?`; set them in the environment (AWS_...).")
+    if RAY_COPIES in str(Path.cwd()) and "://" not in path and not path.startswith(("/", "~")):
+        raise ConfigError(
+            f"storage_path {path!r} lies in Ray's copy of the working directory ({Path.cwd()}), where no later run "
+            f"finds it; give an address (s3://...) or an absolute path that all nodes reach."
+        )
+    try:
+        store = Store(absolute(path))
+        store.write_json(name, config.model_dump(mode="json"))
+    except UNREACHABLE as error:
+        raise ConfigError(
+            f"storage_path {path!r} cannot be written ({first_line(error)}); check it and its access."
+        ) from None
+    return store
+
+
+def check_context(spec: ClipSpec, classnames: tuple[str, ...], recipe: Train, remedy: str) -> None:
+    """Refuse class names that do not fit the target beside the recipe's context; `remedy` ends the sentence."""
+    prompt_tokens(load_tokenizer(spec.source), classnames, recipe.n_ctx, remedy)
+
+
+def check_prompts(spec: ClipSpec, prompts: list[str]) -> None:
+    """Refuse zero-shot prompts that fill the model's context: its tokenizer cuts longer ones without a word."""
+    tokenizer = load_tokenizer(spec.source)
+    full = tokenizer(prompts)[:, -1] != tokenizer(["a"])[0, -1]
+    if full.any():
+        prompt = prompts[int(full.int().argmax())]
+        raise ConfigError(
+            f"The prompt {prompt!r} does not fit the context of {spec.name}; shorten the name or template."
+        )
+
+
+def read_classnames(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Class names from a list or a text file.
+
+    Raises:
+        ConfigError: the file cannot be read, or see `check_classnames`.
+    """
+    if isinstance(given, tuple):
+        return check_classnames(list(given))
+    try:
+        text = read_text(given)
+    except UNREACHABLE as error:
+        raise ConfigError(
+            f"classnames {given!r} cannot be read from {Path.cwd()} ({first_line(error)}); give a text file, a list or "
+            f"`folders`."
+        ) from None
+    return check_classnames(text.rstrip("\n").split("\n"))

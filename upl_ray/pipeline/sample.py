@@ -1,0 +1,128 @@
+"""A uniform sample of the corpus, held in Ray's object store for as long as labels are refined.
+
+Every shard is read once, in tasks; a group holds the sampled images of some shards. Groups depend on the corpus alone,
+and results of theirs are added in their order, so that nothing depends on how many workers there are. What does not
+fit into memory is spilled to disks by Ray.
+
+Shapes: n images of a group, C classes, B labelers, D_b feature width of labeler b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+from torch import Tensor
+
+from upl_ray.config.settings import Compute
+from upl_ray.corpus.shards import Corpus, Shard
+from upl_ray.pipeline.pseudo_labels import Labeler, label_each
+from upl_ray.progress import Progress
+from upl_ray.upl.fusion import fuse
+from upl_ray.upl.sampling import sampled, sampling_rate
+
+BYTES_OF_GROUP = 2**27  # of the features and probabilities of a group, on average
+SHARDS_OF_GROUP = 256
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sampled images of some shards."""
+
+    image_ids: list[str]
+    shards: list[str]  # id of the shard of each image
+    image_features: list[npt.NDArray[np.float16]]  # B x [n, D_b]
+    fused: npt.NDArray[np.float32]  # [n, C] probabilities
+
+    @property
+    def features(self) -> list[Tensor]:
+        """The features as tensors."""
+        return [torch.from_numpy(x) for x in self.image_features]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """The fused probabilities as a tensor."""
+        return torch.from_numpy(self.fused)
+
+
+class Sample:
+    """The sampled images of a corpus under some labelers, read when they are first used."""
+
+    def __init__(
+        self, corpus: Corpus, labelers: Sequence[Labeler], per_class: int, n_classes: int, compute: Compute
+    ) -> None:
+        self.corpus, self.labelers, self.n_classes, self.compute = corpus, labelers, n_classes, compute
+        self.rate = sampling_rate(per_class, n_classes, corpus.images)
+
+    @cached_property
+    def groups(self) -> list[ray.ObjectRef[Group]]:
+        """The groups, in the order of the corpus' shards."""
+        task = ray.remote(num_cpus=1)(_read_group)
+        refs = [task.remote(shards, self.labelers, self.rate) for shards in self._shards()]
+        progress, pending = Progress("sample", len(refs), "groups"), refs
+        while pending:
+            ready, pending = ray.wait(pending, fetch_local=False)
+            progress.advance(len(ready))
+        progress.finish()
+        return refs
+
+    def _shards(self) -> Iterator[list[Shard]]:
+        image = 4 * self.n_classes + sum(2 * x.spec.dim for x in self.labelers)  # bytes
+        group: list[Shard] = []
+        for shard in self.corpus.shards:
+            group.append(shard)
+            expected = self.rate * image * sum(s.rows for s in group)
+            if expected >= BYTES_OF_GROUP or len(group) == SHARDS_OF_GROUP:
+                yield group
+                group = []
+        if group:
+            yield group
+
+
+def map_groups(groups: Sequence[Any], function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """References to `function(group, *arguments)` of every group, in Ray tasks of one thread.
+
+    A `group` may be a tuple of references, which then come first.
+    """
+    task = ray.remote(num_cpus=1)(_on_one_thread)
+    shared = [ray.put(a) for a in arguments]
+    return [task.remote(function, *(g if isinstance(g, tuple) else (g,)), *shared) for g in groups]
+
+
+def add_up(refs: Sequence[Any]) -> Any:
+    """The sum of values behind references, in pairs and always in the same order."""
+    add = ray.remote(num_cpus=0)(_add)
+    while len(refs) > 1:
+        pairs = [refs[i : i + 2] for i in range(0, len(refs), 2)]
+        refs = [add.remote(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return ray.get(refs[0])
+
+
+def _add(first: Any, second: Any) -> Any:
+    return first + second
+
+
+def _on_one_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    torch.set_num_threads(1)
+    return function(*arguments)
+
+
+def _read_group(shards: list[Shard], labelers: Sequence[Labeler], rate: float) -> Group:
+    torch.set_num_threads(1)
+    parts = []
+    for shard in shards:
+        ids, features, own = label_each(shard, labelers, lambda ids: sampled(ids, rate))
+        image_ids, fused = fuse([ids] * len(own), own)
+        parts.append((image_ids, [shard.id] * len(image_ids), features, fused))
+    return Group(
+        [i for ids, _, _, _ in parts for i in ids],
+        [s for _, ids, _, _ in parts for s in ids],
+        [np.concatenate([features[b] for _, _, features, _ in parts]) for b in range(len(labelers))],
+        np.concatenate([fused for _, _, _, fused in parts]),
+    )

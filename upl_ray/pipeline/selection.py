@@ -1,0 +1,83 @@
+"""The selection step: the top-K of every class over the whole corpus (paper, section 3.1), as a stream.
+
+The driver holds O(classes x K) rows.
+
+    from_items             group                   one row for some shards
+    map_batches (CPU)      selection rows          their top-K
+    fold on the driver     selection rows          the top-K of all
+
+The order is total, (-confidence, image_id), so the result does not depend on groups, arrival or retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from upl_ray.cluster.actors import configure_data
+from upl_ray.config.settings import Compute
+from upl_ray.corpus.shards import Corpus, Shard
+from upl_ray.storage.step import Step
+from upl_ray.upl.top_k import samples_per_class, top_k
+
+FILE = "selection.parquet"
+ROWS_OF_GROUP = 2**18  # images that one task reduces to at most classes x K
+
+
+def selection_step(corpus: Corpus, pseudo_labels: Step, k: int) -> Step:
+    """The top-K of every class of a corpus by some pseudo-labels."""
+    inputs = {"corpus": corpus.digest, "top_k": k}
+    return Step.of(pseudo_labels.store, "selection", version=3, inputs=inputs, needs=[pseudo_labels])
+
+
+def make_selection(step: Step, corpus: Corpus, labels: Step, k: int, n_classes: int, compute: Compute) -> None:
+    """Select the top-K of every class from the pseudo-labels of all shards."""
+
+    def read(group: list[Shard]) -> Iterator[pa.Table]:
+        for shard in group:
+            rows = labels.read_shard(shard.state, ["image_id", "pseudo_label", "confidence"])
+            yield rows.append_column("shard", pa.array([shard.id] * len(rows), pa.string()))
+
+    chosen = streaming_top_k(list(_groups(corpus.shards)), read, k, compute)
+    write_selection(step, chosen, n_classes, top_k=k)
+
+
+def write_selection(step: Step, chosen: pa.Table, n_classes: int, **facts: Any) -> None:
+    """Store rows of `schema.SELECTION`, and how many each class has."""
+    files = step.write_file(FILE, chosen)
+    counts = samples_per_class(chosen, n_classes)
+    step.finish(files=files, images=chosen.num_rows, samples_per_class=counts, **facts)
+
+
+def read_selection(step: Step, columns: list[str] | None = None) -> pa.Table:
+    """Rows of `schema.SELECTION`, or some of its columns."""
+    return step.read_table(FILE, columns)
+
+
+def streaming_top_k(groups: list[Any], read: Callable[[Any], Iterable[pa.Table]], k: int, compute: Compute) -> pa.Table:
+    """The top-K over all tables that `read` makes of each group, in tasks; see `top_k`."""
+    configure_data(compute)
+
+    def reduce(batch: dict[str, Any]) -> pa.Table:
+        (index,) = batch["index"]
+        return top_k(read(groups[int(index)]), k)
+
+    indices = ray.data.from_items([{"index": i} for i in range(len(groups))], override_num_blocks=len(groups))
+    parts: Iterable[Any] = indices.map_batches(reduce, batch_size=1).iter_batches(
+        batch_size=None, batch_format="pyarrow"
+    )
+    return top_k((part for part in parts if part.num_rows), k)
+
+
+def _groups(shards: Iterable[Shard]) -> Iterator[list[Shard]]:
+    group: list[Shard] = []
+    for shard in shards:
+        group.append(shard)
+        if sum(s.rows for s in group) >= ROWS_OF_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,1 @@
+"""Is it better? Comparison of methods and ablation of the configured run."""

@@ -1,0 +1,324 @@
+"""A backbone before it is loaded: its weights are found and hashed, its configuration is read and checked.
+
+A backbone is a named model of open_clip with a pretrained tag or a weights file, or a model in a folder or on a hub,
+where `open_clip_config.json` lies beside the weights. The result, `ClipSpec`, lies in a module that imports neither
+torch nor open_clip: planning needs no more than that.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import math
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import open_clip
+from open_clip.factory import _find_checkpoint_in_dir, parse_model_name  # private, stable since open_clip 2.24
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from upl_ray.config.settings import Backbone, describe_validation_error
+from upl_ray.demo import locate
+from upl_ray.errors import ConfigError, first_line
+from upl_ray.upl.clip_spec import ClipSpec
+from upl_ray.upl.images import Geometry
+from upl_ray.upl.rejection import MAX_PIXELS
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "open_clip_config.json"
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """Where the weights of a backbone lie on this machine, and what is published with them."""
+
+    source: str  # open_clip's model name, hf-hub: or local-dir:
+    path: Path
+    model_cfg: dict[str, Any]
+    published: dict[str, Any]  # overrides of open_clip's preprocessing, and the tag's quick_gelu
+
+
+def resolve_backbone(backbone: Backbone, max_pixels: int = MAX_PIXELS) -> ClipSpec:
+    """Find, hash and check a backbone without loading it.
+
+    Args:
+        backbone: the backbone's section of the configuration.
+        max_pixels: larger images are rejected [pixels].
+
+    Raises:
+        ConfigError: see `find_weights`; the weights are damaged; or weights and activation function do not fit.
+    """
+    found = find_weights(backbone)
+    digest, weights_bytes = _check_weights(found.path, backbone)
+    preprocess = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), found.published))
+    size = found.model_cfg["vision_cfg"].get("image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    how = (preprocess.interpolation, preprocess.resize_mode, preprocess.fill_color)
+    return ClipSpec(
+        backbone=_with_absolute_paths(backbone),
+        source=found.source,
+        weights_sha256=digest,
+        model_cfg=json.dumps(found.model_cfg, sort_keys=True),
+        geometry=Geometry(height, width, *how, max_pixels),
+        mean=_rgb(preprocess.mean),
+        std=_rgb(preprocess.std),
+        quick_gelu=needs_quick_gelu(backbone, found.model_cfg, found.published),
+        weights_bytes=weights_bytes,
+    )
+
+
+def find_weights(backbone: Backbone) -> FoundWeights:
+    """Locate a backbone's weights; published ones are downloaded into open_clip's cache.
+
+    Raises:
+        ConfigError: unknown model or tag, missing folder or file, a configuration that no model has, or a download
+            that fails.
+    """
+    try:
+        source = locate.backbone(backbone.model)
+        schema, identifier = parse_model_name(source)
+        if schema == "local-dir":
+            folder = Path(identifier)
+            model_cfg, preprocess = read_model_config((folder / CONFIG_FILE).read_bytes())
+            weights = _find_checkpoint_in_dir(folder)
+            if weights is None:
+                raise FileNotFoundError(f"no weights file lies in {folder}")
+            return FoundWeights(source, Path(weights), model_cfg, preprocess)
+        if schema == "hf-hub":
+            config = Path(download_pretrained_from_hf(identifier, CONFIG_FILE))
+            model_cfg, preprocess = read_model_config(config.read_bytes())
+            return FoundWeights(source, Path(download_pretrained_from_hf(identifier)), model_cfg, preprocess)
+    except (OSError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise ConfigError(f"The model {backbone.model!r} cannot be read: {reason}; check its name or folder.") from None
+    return _find_named_weights(backbone)
+
+
+def _find_named_weights(backbone: Backbone) -> FoundWeights:
+    """The weights of one of open_clip's named models: a published tag, or a file."""
+    model, pretrained = backbone.model, backbone.pretrained
+    model_cfg = open_clip.get_model_config(model)
+    if model_cfg is None:
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`open_clip.list_models()` lists all."
+        raise ConfigError(f"open_clip knows no model {model!r}; {hint}")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if not pretrained:
+        raise ConfigError(f"The model {model!r} needs `pretrained`: a weights file or one of the tags {tags}.")
+    tag_cfg = get_pretrained_cfg(model, pretrained)
+    if not tag_cfg:
+        if not os.path.isfile(pretrained):  # pathlib's would raise for a name that is too long
+            raise ConfigError(f"pretrained {pretrained!r} of {model} is neither a file nor one of the tags {tags}.")
+        return FoundWeights(model, Path(pretrained).resolve(), model_cfg, {})
+    try:
+        weights = download_pretrained(tag_cfg)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"The weights {model}/{pretrained} cannot be downloaded ({first_line(error)}); "
+            f"check the network or give a file."
+        ) from None
+    return FoundWeights(model, Path(weights), model_cfg, tag_cfg)
+
+
+def _with_absolute_paths(backbone: Backbone) -> Backbone:
+    """The backbone for workers, whose working directory is another one."""
+    changes: dict[str, str] = {}
+    if backbone.model.startswith("local-dir:"):
+        changes["model"] = f"local-dir:{Path(backbone.model.removeprefix('local-dir:')).resolve()}"
+    elif backbone.pretrained and Path(backbone.pretrained).is_file():
+        changes["pretrained"] = str(Path(backbone.pretrained).resolve())
+    return backbone.model_copy(update=changes)
+
+
+def _rgb(value: Any) -> tuple[float, float, float]:
+    r, g, b = value if isinstance(value, tuple | list) else (value,) * 3
+    return float(r), float(g), float(b)
+
+
+def needs_quick_gelu(backbone: Backbone, model_cfg: dict[str, Any], published: dict[str, Any]) -> bool:
+    """True if the weights were trained with QuickGELU: a mismatch costs several points of accuracy silently.
+
+    A pretrained tag records it. A weights file does not, so a model that has published weights of both kinds needs the
+    setting `quick_gelu` beside a file.
+
+    Raises:
+        ConfigError: the setting contradicts the tag, or is missing beside a file.
+    """
+    configured, tagged = bool(model_cfg.get("quick_gelu", False)), bool(published.get("quick_gelu"))
+    if backbone.quick_gelu is not None:
+        if tagged and not backbone.quick_gelu:
+            raise ConfigError(
+                f"The weights {backbone.pretrained!r} of {backbone.model} were trained with QuickGELU, but "
+                f"quick_gelu is false; leave it out."
+            )
+        return backbone.quick_gelu
+    if not published and not configured and backbone.pretrained:  # a weights file of a named model
+        tags = open_clip.list_pretrained_tags_by_model(backbone.model)
+        quick = [t for t in tags if get_pretrained_cfg(backbone.model, t).get("quick_gelu")]
+        if quick:
+            raise ConfigError(
+                f"Say whether the weights file {backbone.pretrained!r} of {backbone.model} needs QuickGELU: "
+                f"quick_gelu: true for those of {', '.join(quick)}, else false."
+            )
+    if tagged and not configured:
+        log.info("%s: QuickGELU switched on, as the weights %s need it", backbone.label, backbone.pretrained)
+    return tagged or configured
+
+
+# The weights file.
+
+
+def _check_weights(weights: Path, backbone: Backbone) -> tuple[str, int]:
+    """SHA-256 of the weights and their size in fp32 [bytes]; refuses weights that would kill an actor.
+
+    A safetensors header is read and must fit the file's size; other files are checked for emptiness, a broken archive
+    and TorchScript only.
+    """
+    try:
+        script, digest, size = _is_torchscript(weights), file_sha256(weights), _weights_bytes(weights)
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, SafetensorError) as error:
+        raise ConfigError(
+            f"The weights {str(weights)!r} of {backbone.model} cannot be read ({error}); save or download them again."
+        ) from None
+    if script:
+        raise ConfigError(
+            f"The weights {str(weights)!r} are a TorchScript archive, which can run code; use the pretrained tag "
+            f"(`openai`) or save the state_dict as safetensors."
+        )
+    return digest, size
+
+
+def _is_torchscript(weights: Path) -> bool:
+    """True for archives that open_clip cannot load safely."""
+    if not zipfile.is_zipfile(weights):
+        return False
+    with zipfile.ZipFile(weights) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _weights_bytes(weights: Path) -> int:
+    """Size of the weights in fp32 [bytes]: by the header of safetensors; other files are taken to be fp32."""
+    if weights.suffix != ".safetensors":
+        size = weights.stat().st_size
+        if not size:
+            raise ValueError("the file is empty")
+        return size
+    with safe_open(weights, framework="numpy") as file:
+        return sum(4 * math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# The tokenizer.
+
+
+@lru_cache(maxsize=16)  # reading the vocabulary takes a quarter of a second
+def load_tokenizer(source: str) -> Any:
+    """The model's tokenizer; a relative `bpe_path` in a local folder is resolved against that folder.
+
+    Raises:
+        ConfigError: its vocabulary is missing, damaged, or of a package that is not installed.
+    """
+    schema, identifier = parse_model_name(source)
+    try:
+        options = {}
+        if schema == "local-dir":
+            model_cfg, _ = read_model_config((Path(identifier) / CONFIG_FILE).read_bytes())
+            bpe_path = model_cfg["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path")
+            options = {"bpe_path": str(Path(identifier) / bpe_path)} if bpe_path else {}
+        return open_clip.get_tokenizer(source, **options)
+    except (OSError, ValueError, EOFError, zlib.error, ImportError) as error:
+        raise ConfigError(f"The tokenizer of {source!r} cannot be read ({error}); repair the model's folder.") from None
+
+
+# `open_clip_config.json` of a model in a folder or on a hub: the fields that are read here. The rest is open_clip's.
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+def _sizes(value: Any) -> Any:
+    sizes = value if isinstance(value, list) and len(value) == 2 else [value]
+    if not all(type(s) is int and s > 0 for s in sizes):
+        raise ValueError(f"it should be a number of pixels, or height and width; it is {value!r}")
+    return value
+
+
+def _colors(value: Any) -> Any:
+    colors = value if isinstance(value, list) and len(value) == 3 else [value]
+    if not all(type(c) in (int, float) and math.isfinite(c) for c in colors):
+        raise ValueError(f"it should be a number, or three for red, green and blue; it is {value!r}")
+    return value
+
+
+def _not_zero(value: Any) -> Any:
+    if 0 in (value if isinstance(value, list) else [value]):
+        raise ValueError(f"pixels are divided by it, so it should not be 0; it is {value!r}")
+    return value
+
+
+class _Vision(_Part):
+    image_size: Annotated[Any, AfterValidator(_sizes)] = 224
+
+
+class _Tokenizer(_Part):
+    bpe_path: str | None = None
+
+
+class _Text(_Part):
+    context_length: PositiveInt = 77
+    tokenizer_kwargs: _Tokenizer = _Tokenizer()
+
+
+class _Model(_Part):
+    embed_dim: PositiveInt
+    vision_cfg: _Vision
+    text_cfg: _Text
+    quick_gelu: bool = False
+
+
+class _Preprocess(_Part):
+    """Fields of open_clip's `PreprocessCfg`; null stands for its default."""
+
+    mode: Literal["RGB"] | None = None
+    mean: Annotated[Any, AfterValidator(_colors)] | None = None
+    std: Annotated[Any, AfterValidator(_colors), AfterValidator(_not_zero)] | None = None
+    interpolation: Literal["bicubic", "bilinear", "random"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+    fill_color: Annotated[int, Field(ge=0, le=255)] | None = None
+
+
+class _File(_Part):
+    model_cfg: _Model
+    preprocess_cfg: _Preprocess | None = None
+
+
+def read_model_config(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and preprocessing of a model, from the content of its file.
+
+    Raises:
+        ValueError: it is no JSON, or lacks a field or holds a value that no model can have; names the field.
+    """
+    try:
+        _File.model_validate_json(data)
+    except ValidationError as error:
+        first = describe_validation_error(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{CONFIG_FILE}: {first}") from None
+    published: dict[str, Any] = json.loads(data)
+    return published["model_cfg"], published.get("preprocess_cfg") or {}

@@ -1,0 +1,81 @@
+"""The exported classifier: a learned ensemble with its image encoder, usable without Ray.
+
+Shapes: N images, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from upl_ray.config.settings import Backbone
+from upl_ray.errors import ConfigError
+from upl_ray.upl.backbones import resolve_backbone
+from upl_ray.upl.clip_model import ClipModel
+from upl_ray.upl.clip_spec import ClipSpec
+from upl_ray.upl.ensemble import Ensemble, Mixture, load_ensemble
+from upl_ray.upl.images import Geometry, center_crop
+
+
+class Classifier:
+    """An ensemble together with its image encoder."""
+
+    def __init__(self, ensemble: Ensemble, clip: ClipModel) -> None:
+        self.ensemble, self.clip = ensemble, clip
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """Names of the C classes."""
+        return self.ensemble.classnames
+
+    def probabilities(self, images: list[Image.Image], mixture: Mixture = "corpus") -> Tensor:
+        """Class probabilities [N, C] of PIL images of any size and mode; see `predict`."""
+        crops = np.stack([center_crop(image, self.clip.spec.geometry) for image in images])
+        return self.ensemble.probabilities(torch.from_numpy(self.clip.encode_crops(crops)), mixture)
+
+    def predict(self, images: list[Image.Image], mixture: Mixture = "corpus") -> tuple[list[str], list[float]]:
+        """Class name and confidence [0-1] of each image.
+
+        Args:
+            images: of any size and mode.
+            mixture: `corpus` for images like those learned from; `even` for images among which no class is known to be
+                more frequent. It changes something only for classifiers with class shares (variant `refined`).
+        """
+        confidence, label = self.probabilities(images, mixture).max(dim=1)
+        return [self.classnames[i] for i in label.tolist()], confidence.tolist()
+
+
+def load_classifier(uri: str, backbone: Backbone | None = None) -> Classifier:
+    """Load a finished classifier with its image encoder; Ray is not needed.
+
+    Args:
+        uri: the storage of a finished run, or a classifier's folder, as the job prints it.
+        backbone: where the image encoder is found on this machine, if not where it was at training.
+
+    Raises:
+        FileNotFoundError: there is no classifier under `uri`.
+        ConfigError: the image encoder cannot be found, or its weights are not those that the prompts were learned for.
+    """
+    ensemble = load_ensemble(uri)
+    return Classifier(ensemble, ClipModel(classifier_spec(ensemble, backbone)))
+
+
+def classifier_spec(ensemble: Ensemble, backbone: Backbone | None = None) -> ClipSpec:
+    """The image encoder that an ensemble's prompts were learned for, found on this machine.
+
+    Raises:
+        ConfigError: it cannot be found, or its weights are not those that the prompts were learned for.
+    """
+    spec = resolve_backbone(backbone or Backbone(**ensemble.metadata["backbone"]))
+    if spec.weights_sha256 != ensemble.metadata["weights_sha256"]:
+        raise ConfigError(
+            f"The weights of {spec.backbone.model} differ from those the classifier was made with; give the right ones."
+        )
+    about = ensemble.metadata  # activation and preprocessing too are those the prompts were learned with
+    preprocess = dict(about["preprocess"])
+    mean, std = tuple(preprocess.pop("mean")), tuple(preprocess.pop("std"))
+    return replace(spec, quick_gelu=about["quick_gelu"], geometry=Geometry(**preprocess), mean=mean, std=std)

@@ -1,0 +1,96 @@
+"""One loaded, frozen open_clip model: crops and texts -> normalised features.
+
+Shapes: N images or texts, H, W crop height and width, D feature width.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from open_clip.factory import parse_model_name
+from torch import Tensor
+
+from upl_ray.errors import JobError
+from upl_ray.upl.backbones import file_sha256, find_weights, load_tokenizer
+from upl_ray.upl.clip_spec import ClipSpec
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class ClipModel:
+    """A loaded, frozen model in evaluation mode.
+
+    Args:
+        spec: the backbone.
+        precision: fp32, fp16 or bf16; None: the backbone's setting, which is meant for images. Texts and prompts are
+            encoded in fp32.
+        device: cpu or cuda; None: cuda where torch sees a GPU.
+
+    Raises:
+        ValueError: the weights found here are not those that the job was planned with.
+        JobError: the device is a GPU and torch sees none.
+    """
+
+    def __init__(self, spec: ClipSpec, precision: str | None = None, device: str | None = None) -> None:
+        self.spec = spec
+        precision = precision or spec.backbone.precision
+        self.dtype = DTYPES[precision]
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise JobError(
+                f"{spec.name} was given a GPU on {platform.node()}, but torch sees no CUDA device there; install "
+                f"a torch for its driver, or set compute.device to cpu if the cluster's GPUs are only declared to Ray."
+            )
+        found = find_weights(spec.backbone)
+        if file_sha256(found.path) != spec.weights_sha256:
+            raise ValueError(
+                f"The weights of {spec.name} on this machine are not those that the driver saw: {found.path}."
+            )
+        schema, _ = parse_model_name(found.source)
+        self.model = open_clip.create_model(
+            found.source,
+            pretrained=None if schema else str(found.path),
+            precision=precision,
+            device=self.device,
+            quick_gelu=spec.quick_gelu,
+        )
+        self.model.eval().requires_grad_(False)
+        self.tokenizer = load_tokenizer(found.source)
+        self._mean = torch.tensor(spec.mean, device=self.device).view(3, 1, 1)  # [3, 1, 1]
+        self._std = torch.tensor(spec.std, device=self.device).view(3, 1, 1)
+
+    @property
+    def logit_scale(self) -> float:
+        """1 / temperature of the model's softmax."""
+        return float(self.model.logit_scale.float().exp().item())
+
+    def normalize_pixels(self, crops: npt.NDArray[np.uint8]) -> Tensor:
+        """uint8 crops [N, H, W, 3] -> the model's input [N, 3, H, W] float32, as open_clip's ToTensor and Normalize."""
+        x = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)  # [N, H, W, 3]
+        return x.permute(0, 3, 1, 2).contiguous().float().div(255).sub(self._mean).div(self._std)  # [N, 3, H, W]
+
+    @torch.inference_mode()
+    def encode_crops(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
+        """L2-normalised image features [N, D] of uint8 crops [N, H, W, 3], rounded to half precision for storage.
+
+        Raises:
+            ValueError: the features are not finite in the backbone's precision.
+        """
+        x = self.normalize_pixels(crops).to(self.dtype)
+        features = torch.nn.functional.normalize(self.model.encode_image(x).float(), dim=-1)  # [N, D]
+        if not features.isfinite().all():
+            raise ValueError(
+                f"{self.spec.name} gives features that are not finite in {self.dtype}; set its precision to fp32."
+            )
+        return features.half().cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: list[str], batch_size: int = 256) -> Tensor:
+        """L2-normalised text features [N, D] float32 on the CPU, by the model's own `encode_text`."""
+        tokens = self.tokenizer(texts).to(self.device)  # [N, context length]
+        features = [self.model.encode_text(t).float() for t in tokens.split(batch_size)]
+        return torch.nn.functional.normalize(torch.cat(features), dim=-1).cpu()

@@ -1,0 +1,121 @@
+"""The learned ensemble: its members' prompts and class features in one self-describing safetensors file.
+
+Shapes: S members, C classes, D feature width, M context tokens, W text width, N images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from upl_ray.storage.step import MANIFEST
+from upl_ray.storage.store import Store, absolute, is_remote
+from upl_ray.upl.clip_spec import ClipSpec
+from upl_ray.upl.tensors import load_tensors, save_tensors
+from upl_ray.upl.zero_shot import average_members, member_logits
+
+FILE = "classifier.safetensors"
+Mixture = Literal["corpus", "even"]  # of classes
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Prompts, their class features and how to apply them to image features; no image encoder."""
+
+    text_features: Tensor  # [S, C, D] float32, normalised
+    ctx: Tensor  # [S, M, W] float32
+    metadata: dict[str, Any]
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """Names of the C classes, in the order of indices."""
+        return tuple(self.metadata["classnames"])
+
+    @property
+    def average(self) -> Literal["probabilities", "logits"]:
+        """The quantity that is averaged over members."""
+        return "logits" if self.metadata["ensemble"] == "logits" else "probabilities"
+
+    @property
+    def class_shares(self) -> Tensor | None:
+        """Shares of the C classes in the corpus that the prompts were learned beside; None where they were not."""
+        shares = self.metadata.get("class_shares")
+        return None if shares is None else torch.tensor(shares)
+
+    def classify(self, image_features: Tensor, mixture: Mixture = "corpus") -> tuple[Tensor, Tensor]:
+        """Classify normalised image features [N, D].
+
+        Args:
+            image_features: of images of any classes.
+            mixture: how frequent the classes are: as in the corpus, if the ensemble has its `class_shares`, or even.
+
+        Returns:
+            Class probabilities of the ensemble [N, C] float32, and the class index that each member alone gives [N, S]
+            int64, both from the same logits.
+        """
+        logits = member_logits(image_features, self.text_features, self.metadata["logit_scale"])  # [N, S, C]
+        if mixture == "corpus" and self.class_shares is not None:
+            logits = logits + self.class_shares.log()
+        return average_members(logits, self.average), logits.argmax(dim=-1)
+
+    def probabilities(self, image_features: Tensor, mixture: Mixture = "corpus") -> Tensor:
+        """Class probabilities of the ensemble [N, C] float32 for normalised image features [N, D]; see `classify`."""
+        return self.classify(image_features, mixture)[0]
+
+
+def ensemble_bytes(spec: ClipSpec, text_features: Tensor, ctx: Tensor, **metadata: Any) -> bytes:
+    """The content of a classifier file.
+
+    Args:
+        spec: the image encoder that the prompts were learned for.
+        text_features: class features of each member [S, C, D] float32.
+        ctx: context vectors of each member [S, M, W] float32.
+        metadata: `classnames`, `logit_scale`, `ensemble` (see `Ensemble.average`), and more for readers.
+    """
+    about = {
+        "format": 1,
+        "model": spec.backbone.model,
+        "pretrained": spec.backbone.pretrained,
+        "weights_sha256": spec.weights_sha256,
+        "quick_gelu": spec.quick_gelu,
+        "preprocess": {**asdict(spec.geometry), "mean": spec.mean, "std": spec.std},
+        "backbone": spec.backbone.model_dump(),
+        **metadata,
+    }
+    return save_tensors({"text_features": text_features.contiguous(), "ctx": ctx.contiguous()}, about)
+
+
+def find_classifier_folder(uri: str) -> str:
+    """The folder of a classifier: `uri` itself, or the one that the run in this storage exported.
+
+    Raises:
+        FileNotFoundError: there is neither a classifier nor a finished run under `uri`.
+    """
+    folder = uri.rstrip("/") if is_remote(uri) else absolute(uri)
+    store = Store(folder)
+    if FILE in store.names(""):
+        return folder
+    try:
+        exported = str(store.read_json("run.json")["classifier"])
+    except (FileNotFoundError, KeyError):
+        raise FileNotFoundError(f"neither {FILE} nor the run.json of a finished run lies there") from None
+    return store.join(exported.rpartition("/")[2])  # the storage may have been moved since
+
+
+def load_ensemble(uri: str) -> Ensemble:
+    """Read the prompts and class features of a classifier, without its image encoder.
+
+    Args:
+        uri: the classifier's folder, or the storage of a finished run.
+
+    Raises:
+        FileNotFoundError: there is no classifier under `uri`.
+        Damaged: the file is not what was written.
+    """
+    store = Store(find_classifier_folder(uri))
+    remedy = store.join(MANIFEST) if MANIFEST in store.names("") else ""  # none beside a file that was taken away
+    tensors, about = load_tensors(store.read(FILE), store.join(FILE), remedy)
+    return Ensemble(tensors["text_features"], tensors["ctx"], about)
