@@ -7,13 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -147,35 +151,65 @@ def test_listings_do_not_grow_with_the_number_of_shards(finished: dict[str, Any]
     assert steps[0].total() <= 17
 
 
-@pytest.mark.slow
-def test_a_job_killed_twice_ends_with_the_same_contexts_and_does_nothing_twice(
-    finished: dict[str, Any], bucket: Bucket, tmp_path: Path
+def archives_of(world: Path, form: str, folder: Path) -> Path:
+    """The corpus of a world in four archives."""
+    folder.mkdir()
+    files = sorted((world / "corpus").rglob("*.png"))
+    for i in range(4):
+        part, place = files[i::4], folder / f"{i}.{form}"
+        if form == "tar":
+            with tarfile.open(place, "w") as tar:
+                for path in part:
+                    tar.add(path, str(path.relative_to(world / "corpus")))
+        else:
+            columns = {"image": [p.read_bytes() for p in part], "label": [p.parent.name for p in part]}
+            pq.write_table(pa.table(columns), place, row_group_size=10)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(f, marks=pytest.mark.slow if f == "tar" else pytest.mark.faults)
+        for f in ("tar", "parquet", "files")
+    ],
+)
+def test_a_killed_job_ends_with_the_same_contexts_and_does_nothing_twice(
+    cluster: None, bucket: Bucket, short_world: Path, tmp_path: Path, form: str
 ) -> None:
-    recipe = {
+    """Killed after its first commit of archives and of features, and after the first checkpoint."""
+    sections: dict[str, Any] = {
         "train": SHORT["train"] | {"epochs": 6},
         "compute": SHORT["compute"] | {"trials": 1},
     }
-    config, undisturbed = bucket.config("killed", **recipe), run(bucket.config("undisturbed", **recipe))
-    left = {}
-    for folder in ("commits", "checkpoints"):  # killed after the first features, and after the first checkpoint
+    if form != "files":
+        bucket.server.upload(archives_of(short_world, form, tmp_path / form), bucket.name, form)
+        labels = "folders" if form == "tar" else "column"
+        sections["corpus"] = {"uri": f"s3://{bucket.name}/{form}", "labels": labels}
+    killed, undisturbed = f"killed-{form}", run(bucket.config(f"undisturbed-{form}", **sections))
+    config, left = bucket.config(killed, **sections), {}
+    for step, folder in (("archives", "commits"), ("features", "commits"), ("members", "checkpoints")):
+        if step == "archives" and form == "files":
+            continue
         job = start(config, tmp_path)
         deadline = time.monotonic() + 300
-        while not bucket.written("killed", folder):
+        while not [k for k in bucket.written(killed, step) if f"/{folder}/" in k]:
             assert job.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.02)
         os.killpg(job.pid, signal.SIGKILL)
         job.communicate()
-        left[folder] = {k for k in bucket.server.objects(bucket.name) if k.startswith("killed/")}
-    assert 0 < sum("/commits/" in k for k in left["commits"]) < SHARDS
-    assert any("/checkpoints/" in k for k in left["checkpoints"])
-    assert not any("/classifier-" in k for k in left["checkpoints"])
+        left[step] = {k for k in bucket.server.objects(bucket.name) if k.startswith(f"{killed}/")}
+    assert 0 < sum("/features-" in k and "/commits/" in k for k in left["features"]) < SHARDS
+    assert any("/checkpoints/" in k for k in left["members"])
+    assert not any("/classifier-" in k for k in left["members"])
     resumed = run(config)
     assert resumed["status"] == "done"
     assert np.array_equal(contexts(resumed["classifier"]), contexts(undisturbed["classifier"]))
     for folder in ("commits", "prompts"):
-        assert set(Counter(bucket.written("killed", folder)).values()) == {1}
-    assert left["commits"] < left["checkpoints"] < set(bucket.server.objects(bucket.name))
+        assert set(Counter(bucket.written(killed, folder)).values()) == {1}
+    states = [*left.values(), set(bucket.server.objects(bucket.name))]
+    assert all(before < after for before, after in pairwise(states))
 
 
 @pytest.mark.slow

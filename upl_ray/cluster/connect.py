@@ -29,14 +29,19 @@ class RayCluster:
 
     Args:
         compute: the address to join, the resources to ask for, the longest wait.
-        preflight: checks the nodes of a cluster that was joined; they may be unlike this machine.
     """
 
-    def __init__(self, compute: Compute, preflight: Callable[[], None]) -> None:
-        self.compute, self.preflight = compute, preflight
+    def __init__(self, compute: Compute) -> None:
+        self.compute = compute
         self.used = False
         self.laps = Laps()  # of the steps that had something to do
         self._watch = Watch(FOR_WORK, compute.wait_for_resources_s)
+        self._local = False
+        self._preflight: Callable[[], None] | None = None
+
+    def check_nodes(self, preflight: Callable[[], None]) -> None:
+        """Check the nodes of a cluster that was joined, which may be unlike this machine, before the next step."""
+        self._preflight = preflight
 
     def start(self, step: str) -> None:
         """Join or start the cluster for a step with work to do, unless that was done; wait for nodes and check them.
@@ -47,11 +52,16 @@ class RayCluster:
         """
         self.used = True
         self.laps.start(step)
-        if ray.is_initialized():
-            return
+        if not ray.is_initialized():
+            self._join()
+        if self._preflight and not self._local:
+            self._preflight()
+            self._preflight = None
+
+    def _join(self) -> None:
         address = self.compute.ray_address or os.environ.get("RAY_ADDRESS") or "local"
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local = address == "local"
+        local = self._local = address == "local"
         if local:  # Ray's own log files keep what is not shown here
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         level = logging.ERROR if local else logging.WARNING
@@ -65,7 +75,6 @@ class RayCluster:
         resources, nodes = ray.cluster_resources(), sum(n["Alive"] for n in ray.nodes())
         log.info("%-12s %g CPUs, %g GPUs, %d node(s)", "ray", resources.get("CPU", 0), resources.get("GPU", 0), nodes)
         if not local:
-            self.preflight()
             self._watch.start()
 
     @contextmanager

@@ -22,20 +22,19 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from upl_ray.config.settings import Source
-from upl_ray.corpus import archives
 from upl_ray.corpus.find import SUFFIXES, Form, Found, ImageFile, find, sub_folder
+from upl_ray.corpus.indexing import INDEX, ArchiveIndex, Spread, commit_of, in_threads, key_of, shard_digest
 from upl_ray.corpus.manifests import names_images, read_manifests
 from upl_ray.demo import locate
 from upl_ray.errors import ConfigError
 from upl_ray.storage import schema
 from upl_ray.storage.step import MANIFEST, Step, fingerprint
-from upl_ray.storage.store import Store, open_filesystem, read_ahead
+from upl_ray.storage.store import Store, read_ahead
 
 MISSING_FOLDER = "missing"
 REJECTED = "rejected.parquet"
@@ -57,6 +56,11 @@ class Shard:
     def in_row_groups(self) -> bool:
         """True for a part of a Parquet file: it is read in one go, from its first row group to its last."""
         return self.archive.lower().endswith(SUFFIXES["parquet"])
+
+    @property
+    def commit(self) -> str:
+        """Of a shard of an archive: the commit of its index."""
+        return key_of(self.archive, self.version)
 
     @property
     def state(self) -> str:
@@ -122,18 +126,22 @@ def read_listing(store: Store, name: str, columns: list[str] | None = None) -> p
     """Rows of `schema.LISTING` of a shard.
 
     Raises:
-        Damaged: the listing is not what was written, or gone; names the manifest of the corpus to delete.
+        Damaged: the listing is not what was written, or gone; names the manifest of the corpus, or the commit of the
+            archive's index, to delete.
     """
-    return store.read_hashed(name, columns, f"{name.partition('/')[0]}/{MANIFEST}")
+    folder, _, file = name.partition("/shards/")
+    is_archive = folder.startswith(f"{INDEX}-")
+    return store.read_hashed(name, columns, f"{folder}/{f'commits/{commit_of(file)}' if is_archive else MANIFEST}")
 
 
-def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
+def list_corpus(store: Store, source: Source, shard_size: int, spread: Spread = in_threads) -> Corpus:
     """List the images of a source and bring its shards up to date.
 
     Args:
         store: storage of the run, which keeps the shards.
         source: addresses of the images.
         shard_size: images of a new shard at most.
+        spread: where archives are indexed.
 
     Raises:
         ConfigError: see `find`, `archives` and `manifests`; or the labels do not fit the form.
@@ -152,7 +160,7 @@ def list_corpus(store: Store, source: Source, shard_size: int) -> Corpus:
     for root in roots:
         known = [shard_of(r) for r in records.get(root, [])]
         taken = frozenset(retired | {s.id for s in known})
-        address = _Address(step, root, f"{root}/" if len(roots) > 1 else "", shard_size, taken, missing)
+        address = _Address(step, root, f"{root}/" if len(roots) > 1 else "", shard_size, taken, missing, spread)
         shards[root], new = address.list_shards(known, source)
         retired |= {s.id for s in known if not s.archive} - {s.id for s in shards[root]}
         added += new
@@ -221,6 +229,7 @@ class _Address:
     shard_size: int
     taken: frozenset[str]  # ids of known and retired shards
     missing: Mapping[str, Set[str]]  # shard id -> missing images
+    spread: Spread  # where archives are indexed
 
     def list_shards(self, known: list[Shard], source: Source) -> tuple[list[Shard], int]:
         """The shards as they are now, and the number of images in new ones."""
@@ -277,28 +286,22 @@ class _Address:
 
     def _list_archives(self, known: list[Shard], found: Found, source: Source) -> tuple[list[Shard], int]:
         """Shards of archives: those of unchanged archives, then of new and changed ones, which are read."""
-        shards = [s for s in known if found.files.get(s.archive) == s.version]
-        fresh = sorted(found.files.keys() - {s.archive for s in shards})
-        fs, root = open_filesystem(found.root)
-        index = partial(archives.index_tar, suffix=source.suffix) if found.form == "tar" else archives.index_parquet
-        added = 0
-        for file, (rows, groups) in zip(fresh, read_ahead(fresh, lambda f: index(fs, f"{root}/{f}")), strict=True):
-            version = found.files[file]
-            table = archives.listing_table(self.prefix, file, version, rows)
-            for part in archives.cut(groups, self.shard_size):
-                shards.append(self._new_shard(found.root, table.slice(*part), file, version))
-            added += len(table)
+        index = ArchiveIndex.of(self.step.store, found.root, found.form, self.prefix, source.suffix, self.shard_size)
+        done = index.step.committed()
+        shards = [s for s in known if found.files.get(s.archive) == s.version and s.commit in done]
+        fresh = {file: found.files[file] for file in found.files.keys() - {s.archive for s in shards}}
+        new = dict(index.finish(fresh, done, self.spread))
+        for file in sorted(new):
+            shards += [Shard(**r, root=found.root, archive=file, version=fresh[file]) for r in new[file]]
         if not shards:
             raise ConfigError(f"The archives under {self.address!r} hold no image; name others.")
-        return shards, added
+        return shards, sum(r["rows"] for records in new.values() for r in records)
 
-    def _new_shard(self, root: str, listing: pa.Table, archive: str = "", version: str = "") -> Shard:
-        # With the file: two manifests may give the same id and version to different ones.
-        rows = list(zip(*(listing[c].to_pylist() for c in ("image_id", "version", "file")), strict=True))
-        digest = hashlib.sha256(repr((root, rows)).encode()).hexdigest()[:16]
-        while digest in self.taken and not archive:
+    def _new_shard(self, root: str, listing: pa.Table) -> Shard:
+        digest = shard_digest(root, listing)
+        while digest in self.taken:
             digest = hashlib.sha256(digest.encode()).hexdigest()[:16]
-        return Shard(digest, len(rows), root, self._write_listing(digest, listing), archive=archive, version=version)
+        return Shard(digest, len(listing), root, self._write_listing(digest, listing))
 
     def _write_listing(self, shard: str, listing: pa.Table) -> str:
         return self.step.store.write_hashed(self.step.path(f"shards/{shard}"), listing)

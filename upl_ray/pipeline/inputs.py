@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from upl_ray.cluster.connect import RayCluster
+from upl_ray.cluster.preflight import preflight
 from upl_ray.config.classnames import check_classnames
-from upl_ray.config.settings import Config, Section, Source, Train
+from upl_ray.config.settings import Compute, Config, Section, Source, Train
 from upl_ray.corpus.datasets import open_dataset
+from upl_ray.corpus.indexing import Spread, in_threads
 from upl_ray.corpus.overlap import ImageSet, check_apart
 from upl_ray.corpus.shards import Corpus, list_corpus
 from upl_ray.corpus.true_labels import check_labels, folder_names
 from upl_ray.errors import ConfigError, first_line
+from upl_ray.pipeline.shardwise import map_items
 from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_text
 from upl_ray.upl.backbones import load_tokenizer, resolve_backbone
 from upl_ray.upl.clip_spec import ClipSpec
@@ -61,11 +67,12 @@ class Inputs:
         return [self.specs[b.label] for b in self.config.referees(variant)]
 
 
-def prepare(config: Config, validation: bool = False) -> Inputs:
+def prepare(config: Config, cluster: RayCluster | None = None, validation: bool = False) -> Inputs:
     """Check everything that can be checked before work starts, and find out what the work is on.
 
     Args:
         config: the whole configuration.
+        cluster: where new archives are indexed, and whose nodes are checked before work; None: here.
         validation: True to list the validation images too, if there are any.
 
     Raises:
@@ -77,10 +84,10 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     config = open_dataset(config, store)
     if isinstance(config.classnames, tuple):  # a data set's are taken as published, though ImageNet's repeat
         classnames = classnames or config.classnames
-    size, validates = config.compute.shard_size, validation and config.validation.uris
-    corpus = list_images(store, config.corpus, size, "corpus")
-    scored = list_images(store, config.scored, size, "scored") if config.scored.uris else None
-    held_out = list_images(store, config.validation, size, "validation") if validates else None
+    lists = partial(list_images, store, compute=config.compute, cluster=cluster)
+    corpus = lists(config.corpus, field="corpus")
+    scored = lists(config.scored, field="scored") if config.scored.uris else None
+    held_out = lists(config.validation, field="validation") if validation and config.validation.uris else None
     classnames = classnames or folder_names(corpus)
     listed = {"corpus": corpus, "scored": scored, "validation": held_out}
     sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
@@ -94,7 +101,10 @@ def prepare(config: Config, validation: bool = False) -> Inputs:
     for spec in specs.values():
         check_prompts(spec, fill_template(config.template, classnames))
     log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
-    return Inputs(config, store, classnames, corpus, scored, specs, held_out)
+    inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out)
+    if cluster:
+        cluster.check_nodes(lambda: preflight(store, inputs.corpora, list(specs.values()), config.compute))
+    return inputs
 
 
 def decoded_fast(specs: dict[str, ClipSpec]) -> dict[str, ClipSpec]:
@@ -107,16 +117,30 @@ def decoded_fast(specs: dict[str, ClipSpec]) -> dict[str, ClipSpec]:
     return {name: replace(s, geometry=replace(s.geometry, draft=draft)) for name, s in specs.items()}
 
 
-def list_images(store: Store, source: Source, shard_size: int, field: str) -> Corpus:
-    """The images of a field of the configuration.
+def list_images(store: Store, source: Source, compute: Compute, field: str, cluster: RayCluster | None) -> Corpus:
+    """The images of a field of the configuration; new archives are indexed on the cluster, if there is one.
 
     Raises:
         ConfigError: as `list_corpus`, with the field's name in front.
+        JobError: a node cannot read an archive.
     """
     try:
-        return list_corpus(store, source, shard_size)
+        return list_corpus(store, source, compute.shard_size, _tasks_of(store, cluster) if cluster else in_threads)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
+
+
+def _tasks_of(store: Store, cluster: RayCluster) -> Spread:
+    """Applies a function to each archive in a task."""
+
+    def spread(archives: list[str], function: Callable[[str], str]) -> Iterator[str]:
+        compute = cluster.compute
+        cluster.check_nodes(lambda: preflight(store, [], [], compute))
+        cluster.start("archives")
+        with cluster.watched():
+            yield from map_items("archives", archives, function, compute)
+
+    return spread
 
 
 def open_storage(path: str, name: str, config: Section) -> Store:

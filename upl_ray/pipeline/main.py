@@ -13,7 +13,6 @@ from typing import Any
 
 from upl_ray.cluster.actors import in_one_sentence
 from upl_ray.cluster.connect import RayCluster
-from upl_ray.cluster.preflight import preflight
 from upl_ray.config.settings import Config
 from upl_ray.errors import JobError
 from upl_ray.pipeline import training
@@ -60,9 +59,9 @@ def run(config: Config) -> dict[str, Any]:
         JobError: too many images are unreadable, or work was lost; what is finished stays in storage.
     """
     started = time.monotonic()
-    inputs = prepare(config)
+    cluster = RayCluster(config.compute)
+    inputs = prepare(config, cluster)
     plan = plan_run(inputs)
-    cluster = cluster_for(inputs)
     with cluster.watched():
         snapshots = embed_corpora(inputs, plan, cluster)
         plan = _fit_judges(inputs, plan, cluster)
@@ -91,12 +90,6 @@ def run(config: Config) -> dict[str, Any]:
     inputs.store.write_json("run.json", summary)
     log.info("%-12s %s in %s", "job", summary["status"], duration(summary["seconds"]))
     return summary
-
-
-def cluster_for(inputs: Inputs) -> RayCluster:
-    """The cluster that a run joins or starts when it has something to do."""
-    specs, compute = list(inputs.specs.values()), inputs.config.compute
-    return RayCluster(compute, lambda: preflight(inputs.store, inputs.corpora, specs, compute))
 
 
 def embed_corpora(inputs: Inputs, plan: Plan, cluster: RayCluster) -> Snapshots:

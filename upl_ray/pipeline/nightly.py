@@ -75,17 +75,19 @@ def run(job: Predict) -> dict[str, Any]:
     store = open_storage(job.storage_path or classifier.store.uri, "predict.json", job)
     with ExitStack() as stack:
         stack.push(partial(_tell_failure, store))
-        summary = _label(job, prepare(job, store, classifier, ensemble))
+        cluster = RayCluster(job.compute)
+        inputs = prepare(job, store, classifier, ensemble, cluster)
+        summary = _label(job, inputs, cluster)
     summary |= {"seconds": round(time.monotonic() - started, 1), "time": _now()}
     store.write_json(SUMMARY, summary)
     log.info("%-12s %s in %s", "job", summary["status"], duration(summary["seconds"]))
     return summary
 
 
-def _label(job: Predict, inputs: Inputs) -> dict[str, Any]:
+def _label(job: Predict, inputs: Inputs, cluster: RayCluster) -> dict[str, Any]:
     """Embed, classify and publish what is new."""
     corpus, spec, compute = inputs.corpus, inputs.spec, job.compute
-    cluster = RayCluster(compute, lambda: preflight(inputs.store, [corpus], [spec], compute, inputs.classifier.uri))
+    cluster.check_nodes(lambda: preflight(inputs.store, [corpus], [spec], compute, inputs.classifier.uri))
     todo = unfinished_shards([corpus], inputs.predictions)
     with cluster.watched():
         snapshot, rejected = _embed(inputs, _needed(inputs, todo, job), job, cluster)
@@ -121,7 +123,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def prepare(job: Predict, store: Store, classifier: Step, ensemble: Ensemble) -> Inputs:
+def prepare(job: Predict, store: Store, classifier: Step, ensemble: Ensemble, cluster: RayCluster) -> Inputs:
     """Find the classifier's image encoder and the images, before work starts.
 
     Raises:
@@ -133,7 +135,7 @@ def prepare(job: Predict, store: Store, classifier: Step, ensemble: Ensemble) ->
     strangers = sorted(set(job.compute.pools) - {spec.name})
     if strangers:
         raise ConfigError(f"compute.pools names {strangers[0]!r}, but the only backbone is {spec.name!r}; use that.")
-    corpus = list_images(store, job.corpus, job.compute.shard_size, "corpus")
+    corpus = list_images(store, job.corpus, job.compute, "corpus", cluster)
     log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
     log.info("%-12s %s, %d classes", "classifier", classifier.uri, len(ensemble.classnames))
     features = feature_step(store, spec)

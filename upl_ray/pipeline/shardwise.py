@@ -98,6 +98,21 @@ def map_shards(
     progress.finish()
 
 
+def map_items(label: str, items: list[str], function: Callable[[str], str], compute: Compute) -> Iterator[str]:
+    """Results of a function of text for each item, in tasks, as they are made; the items are counted in the log."""
+    configure_data(compute)
+    progress = Progress(label, len(items), label)
+    rows = [{"item": item} for item in items]
+    for row in (
+        ray.data.from_items(rows, override_num_blocks=min(len(items), BLOCKS))
+        .map(lambda row: {"result": function(row["item"])})
+        .iter_rows()
+    ):
+        progress.advance(1)
+        yield row["result"]
+    progress.finish()
+
+
 def _remaining_rows(table: pa.Table, shard: Shard) -> pa.Table:
     """The rows of a whole shard without its removed images; no feature is read for them."""
     return table.filter(pa.array([i not in shard.removed for i in table["image_id"].to_pylist()], pa.bool_()))

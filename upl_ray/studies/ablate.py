@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from upl_ray.cluster.connect import RayCluster
 from upl_ray.config.settings import Config, Train
 from upl_ray.pipeline.inputs import check_context
-from upl_ray.pipeline.main import cluster_for, select_images
+from upl_ray.pipeline.main import select_images
 from upl_ray.pipeline.scores import score_selection
 from upl_ray.pipeline.selection import read_selection, selection_step
 from upl_ray.pipeline.training import Task
@@ -90,11 +91,11 @@ def ablate(config: Config) -> dict[str, Any]:
         JobError: see `studies.open_study`.
     """
     started = time.monotonic()
-    inputs = study_inputs(config)
+    cluster = RayCluster(config.compute)
+    inputs = study_inputs(config, cluster)
     for n in config.ablate.n_ctx:
         recipe = config.train.model_copy(update={"n_ctx": n})
         check_context(inputs.target, inputs.classnames, recipe, f"drop {n} from ablate.n_ctx")
-    cluster = cluster_for(inputs)
     with cluster.watched():
         study = open_study(inputs, cluster)
         step = write_ablation(study, _run_points(study))

@@ -18,11 +18,11 @@ from typing import Any, get_args
 
 import numpy as np
 
+from upl_ray.cluster.connect import RayCluster
 from upl_ray.config.settings import Config, FewShotName
 from upl_ray.errors import ConfigError
 from upl_ray.pipeline.features import find_rejected
 from upl_ray.pipeline.inputs import Inputs, check_context
-from upl_ray.pipeline.main import cluster_for
 from upl_ray.pipeline.view_bank import share_views
 from upl_ray.storage.step import Step
 from upl_ray.studies.methods.prompts import coop_recipe
@@ -96,12 +96,12 @@ def compare(config: Config) -> dict[str, Any]:
         ConfigError, JobError: see `studies.study_inputs` and `studies.open_study`.
     """
     started = time.monotonic()
-    inputs = study_inputs(config)
+    cluster = RayCluster(config.compute)
+    inputs = study_inputs(config, cluster)
     check_validation_labels(inputs.config)
     check_samples(inputs)
     with_templates = "templates" in config.compare.methods
     templates = read_templates(config.compare.templates, inputs.target, inputs.classnames) if with_templates else ()
-    cluster = cluster_for(inputs)
     with cluster.watched():
         study = open_study(inputs, cluster)
         step, cells = write_comparison(study, _run_methods(study, templates))

@@ -97,8 +97,8 @@ class Study:
         return [self.inputs.config.train.seed + i for i in range(runs)]
 
 
-def study_inputs(config: Config) -> Inputs:
-    """Inputs of a comparison or an ablation, checked before work starts.
+def study_inputs(config: Config, cluster: RayCluster) -> Inputs:
+    """Inputs of a comparison or an ablation, checked before work starts, except that archives are indexed.
 
     Raises:
         ConfigError: the configuration cannot work, there are no scored images with labels, or none of a corpus that
@@ -110,7 +110,7 @@ def study_inputs(config: Config) -> Inputs:
             "`scored: {uri: held-out, labels: folders}`."
         )
     config = config.model_copy(update={"variants": ("upl*", "upl"), "keep_features": "all"})
-    inputs = prepare(config, validation=True)
+    inputs = prepare(config, cluster, validation=True)
     check_corpus_labels(inputs.config)
     return inputs
 
