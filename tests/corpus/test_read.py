@@ -22,6 +22,7 @@ from upl_ray.corpus import read as reading
 from upl_ray.corpus.read import read_images
 from upl_ray.errors import JobError
 from upl_ray.storage import schema
+from upl_ray.upl import rejection
 
 
 @pytest.mark.parametrize("form", ["files", "tar"])
@@ -87,6 +88,19 @@ def test_every_byte_of_a_corpus_is_read_once(
     again = [r for r in s3.requests(bucket, before) if r.kind == "GET"]  # is this Parquet one of images, or of names?
     assert len(again) <= (3 if form == "parquet" else 0)
     assert sum(r.length for r in again) < 10**5
+
+
+def test_every_key_is_listed_as_it_is_and_one_that_no_client_opens_is_rejected(s3: S3Server, tmp_path: Path) -> None:
+    bucket = s3.create_bucket()
+    good = ["c d.jpg", "ü#b.jpg", "x%20y.jpg", "x+y.jpg", "q?.jpg", "back\\slash.jpg", "tail /x.jpg", "e\u0301.jpg"]
+    bad = ["a//b.jpg", "z/./dot.jpg", "z/../up.jpg"]
+    for key in [*good, *bad]:
+        s3.client().put_object(Bucket=bucket, Key=f"p/{key}", Body=key.encode())
+    found = read_all(listed(tmp_path, f"s3://{bucket}/p"))
+    hidden = {"z/./dot.jpg", "z/../up.jpg"}  # parts of names that begin with a dot are hidden, as in folders
+    assert found == {k: k.encode() for k in good} | {k: rejection.NO_NAME for k in bad if k not in hidden}
+    named = pa.Table.from_pylist([{"image_id": k, "version": "1-1", "file": k} for k in bad], schema=schema.LISTING)
+    assert read_images(f"s3://{bucket}/p", named) == [rejection.NO_NAME] * 3
 
 
 def test_an_archive_that_changed_since_it_was_listed_stops_the_job(tmp_path: Path) -> None:

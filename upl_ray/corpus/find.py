@@ -1,7 +1,7 @@
 """Files at an address of a corpus: a folder of images, tar or Parquet archives, or manifests that name images.
 
-The address and the files there decide the form. Each file has a version: size and ETag in object stores, size and
-modification time elsewhere.
+The address and the files there decide the form. Each file has a version: its size and modification time, or a
+fingerprint where fsspec knows one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 from fsspec.utils import glob_translate
 
 from upl_ray.errors import ConfigError, first_line
-from upl_ray.storage.store import UNREACHABLE, is_remote, open_filesystem, open_fsspec
+from upl_ray.storage.store import UNREACHABLE, open_filesystem
 from upl_ray.upl.images import EXTENSIONS
 
 Form = Literal["images", "tar", "parquet", "manifest"]
@@ -146,9 +146,9 @@ def expand_braces(pattern: str) -> list[str]:
 
 def file_version(uri: str) -> str:
     """Version of one file; raises as `list_files`."""
-    if is_remote(uri) and not uri.startswith("file://"):
-        return _version(open_fsspec(uri).info(open_filesystem(uri)[1]))
     fs, path = open_filesystem(uri)
+    if isinstance(fs, pafs.PyFileSystem):
+        return _version(fs.handler.fs.info(path))
     info = fs.get_file_info(path)
     if info.type != pafs.FileType.File:
         raise FileNotFoundError(f"there is no file {uri}")
@@ -161,14 +161,12 @@ def list_files(folder: str) -> dict[str, str]:
     Raises:
         OSError: it does not exist or cannot be reached; see also `UNREACHABLE`.
     """
-    scheme = folder.partition("://")[0] if is_remote(folder) else ""
-    if scheme in ("", "file"):
-        fs, root = open_filesystem(folder)
+    fs, root = open_filesystem(folder)
+    if not isinstance(fs, pafs.PyFileSystem):
         infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
         files = [i for i in infos if i.type == pafs.FileType.File]
         return {i.path[len(root) :].lstrip("/"): f"{i.size}-{i.mtime_ns or 0}" for i in files}
-    remote = open_fsspec(folder)
-    _, root = open_filesystem(folder)  # images are read through it, so its reading of escapes in the address counts
+    remote = fs.handler.fs  # of fsspec, which may know a fingerprint of the content
     details: dict[str, dict[str, Any]] = remote.find(root, detail=True, withdirs=False)
     if not details and not remote.exists(root):
         raise FileNotFoundError(f"there is no {folder}")

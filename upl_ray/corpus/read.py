@@ -27,11 +27,12 @@ from upl_ray.corpus import archives
 from upl_ray.errors import JobError, first_line
 from upl_ray.storage.store import IO_THREADS, open_filesystem
 from upl_ray.upl.images import Geometry
-from upl_ray.upl.rejection import MISSING, NO_FILE, too_many_bytes
+from upl_ray.upl.rejection import MISSING, NO_FILE, NO_NAME, too_many_bytes
 
 AHEAD = 64  # images that are read together
 LARGE = 2**24  # bytes of an image that is read alone; 64 smaller ones are at most 1 GiB
 LONGEST_KEY = 1024  # bytes of a name in S3
+UNOPENED = {"", ".", ".."}  # parts of names that S3 may hold, and that pyarrow lists and refuses or normalises
 # No file can have such a name: a file is used as a folder, the name is too long, links lead in a circle.
 IMPOSSIBLE = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
@@ -130,8 +131,11 @@ def _read_file(root: str, file: str, max_bytes: int) -> bytes | str:
     fs, path = _open(root, file)
     if _is_web(path):
         return _read_web(fs.handler.fs, path, max_bytes)
-    if isinstance(fs, pafs.S3FileSystem) and len(path.partition("/")[2].encode()) > LONGEST_KEY:
-        return MISSING
+    if isinstance(fs, pafs.S3FileSystem):
+        if len(path.partition("/")[2].encode()) > LONGEST_KEY:
+            return MISSING
+        if not UNOPENED.isdisjoint(path.split("/")):
+            return NO_NAME
     try:
         if isinstance(fs, pafs.LocalFileSystem) and not stat.S_ISREG(os.stat(path).st_mode):
             return NO_FILE  # a folder, or a pipe, from which reading might never return

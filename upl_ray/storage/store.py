@@ -12,7 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError
 
 from upl_ray.errors import ConfigError, Damaged, first_line
 
@@ -33,7 +32,7 @@ URI_CHARACTERS = "%:/?@!$&'()*+,;=~"  # what may stand in a URI as it is; pyarro
 RAY_TYPES = (b"ray.data.", b"cmF5LmRhdGEu", b"JheS5kYXRhL", b"yYXkuZGF0YS")
 PARQUET_ERRORS = (pa.ArrowException, ValueError, OSError)  # what Arrow raises on damaged files
 # What file systems raise on addresses that cannot be opened, read or (NotImplementedError) written.
-UNREACHABLE = (OSError, ValueError, ImportError, NotImplementedError, BotoCoreError)
+UNREACHABLE = (OSError, ValueError, ImportError, NotImplementedError)
 DIGITS = 32  # hex digits of a hash in a file name: 128 bits
 S3_RETRIES = 8  # of a request that S3 refuses for now; the pauses double from 25 ms to 3.2 s: 6.4 s in all
 
@@ -53,10 +52,6 @@ class Store:
     @cached_property
     def _target(self) -> tuple[pafs.FileSystem, str]:
         return open_filesystem(self.uri)
-
-    @cached_property
-    def _fsspec(self) -> fsspec.AbstractFileSystem:
-        return open_fsspec(self.uri)
 
     @property
     def is_local(self) -> bool:
@@ -132,13 +127,9 @@ class Store:
         """Delete a file; none is no error."""
         if self.is_local:
             Path(self.path(name)).unlink(missing_ok=True)
-        else:  # pyarrow would put a directory marker where the last file of a prefix was
-            try:
-                self._fsspec.rm_file(self.path(name))
-            except FileNotFoundError:
-                pass
-            except BotoCoreError as error:  # it does not answer
-                raise OSError(str(error)) from None
+            return
+        with suppress(FileNotFoundError):
+            self._target[0].delete_file(self.path(name))  # in S3 pyarrow leaves an empty object for the folder
 
     def read_json(self, name: str) -> dict[str, Any]:
         """The JSON object in a file.
@@ -306,24 +297,12 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     except pa.ArrowInvalid as error:
         if "Unrecognized" not in str(error):  # such as a missing bucket
             raise
-        fsspec_fs, path = fsspec.core.url_to_fs(uri, **_http(uri))
+        # Listings are not remembered: the next run must see what is new.
+        fsspec_fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False, skip_instance_cache=True, **_http(uri))
         fs = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_fs))
     if isinstance(fs, pafs.S3FileSystem):
         fs = _tuned_s3(fs)
     return fs, path.rstrip("/")
-
-
-def open_fsspec(uri: str) -> fsspec.AbstractFileSystem:
-    """The same storage through fsspec, for what pyarrow does not do: tell ETags, delete without directory markers.
-
-    Paths in it are those of `open_filesystem`. Listings are not remembered: the next run must see what is new. In S3 an
-    address that does not answer is an error after half a minute; s3fs' own retries of botocore's take seven minutes.
-    """
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if uri.startswith(("s3://", "s3a://")):
-        once_more = {"mode": "standard", "max_attempts": 1}  # and all of it five times, by s3fs
-        options["config_kwargs"] = {"connect_timeout": 3, "read_timeout": 3, "retries": once_more}
-    return fsspec.core.url_to_fs(uri, **options, **_http(uri))[0]
 
 
 def _http(uri: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ LONGEST_REASON = 200  # characters of PIL's text
 
 # Of the file.
 MISSING = "missing file"
+NO_NAME = "a name that S3 clients cannot open"  # with an empty part, `.` or `..` between slashes
 NO_FILE = "not a file"  # a folder, or a pipe, which would be waited for
 EMPTY = "empty file"
 # Of a member of an archive.
