@@ -298,17 +298,6 @@ def _cell(column: pa.Array, max_bytes: int) -> bytes | str:
 
 def listing_table(prefix: str, file: str, version: str, rows: Sequence[Row]) -> pa.Table:
     """Rows of `schema.LISTING` for the images of one archive; ids are `<archive>!<name inside>`."""
-    return pa.Table.from_pylist(
-        [
-            {
-                "image_id": f"{prefix}{file}!{name}",
-                "version": version,
-                "label": label,
-                "file": file,
-                "offset": offset,
-                "length": length,
-            }
-            for name, label, offset, length in rows
-        ],
-        schema=schema.LISTING,
-    )
+    names, labels, offsets, lengths = zip(*rows, strict=True) if rows else ((), (), (), ())
+    ids = [f"{prefix}{file}!{name}" for name in names]
+    return pa.table([ids, [version] * len(ids), labels, [file] * len(ids), offsets, lengths], schema=schema.LISTING)
