@@ -71,9 +71,9 @@ def stages_here(photos: Path, root: Path) -> dict[str, float]:
         start = time.process_time()
         for shard in corpus.shards:
             for chunk in decode_chunks(shard.root, corpus.listing(shard), [spec.geometry], 64):
-                pass
+                crops = chunk[spec.geometry.key]
         decode = (time.process_time() - start) / corpus.images
-    clip, crops = ClipModel(spec, device="cpu"), chunk[spec.geometry.key]
+    clip = ClipModel(spec, device="cpu")
     clip.encode_crops(crops)
     start = time.process_time()
     for _ in range(20):

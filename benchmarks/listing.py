@@ -2,8 +2,8 @@
 
 python -m benchmarks.listing --files 1000 10000 --rows 100 1000
 
-Each file has rows of one byte and a label; each line is a process of its own that starts Ray on this machine, lists all files,
-and lists them again.
+Each file has rows of one byte and a label. Each line is from one process, which starts Ray on this machine, lists all
+files, and lists them again.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 python -m benchmarks.reading --folder photos/ --images 1024
 python -m benchmarks.reading --folder photos/ --images 64 --decode
+python -m benchmarks.reading --folder photos/ --images 100000 --features
 
 A process of its own lists the photographs and decodes them to crops of 224 pixels; another one lists and only reads
 them. Bytes and requests are what the S3 server of the tests (moto, on this machine) sent to the first one. CPU time is
@@ -9,6 +10,8 @@ that of the processes, without the server.
 
 `--decode`: photographs enlarged to 12 and 2 megapixels, and as they are; the same crops by both ways of decoding, and
 what the demo's backbones make of handwritten digits that were enlarged to 1,000 pixels.
+
+`--features`: the feature step over each form, with one of the demo's backbones; do all forms give the same?
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -29,20 +33,23 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 from PIL import Image
 
 from benchmarks.measure import hardware, interleaved, report
 from tests.support.s3_server import S3Server
-from upl_ray.config.settings import Backbone, Source
+from upl_ray.config.settings import Backbone, Compute, Source
 from upl_ray.corpus.read import read_each
 from upl_ray.corpus.shards import list_corpus
 from upl_ray.demo.digits import CLASSNAMES, write_digits
-from upl_ray.pipeline.features import decode_chunks
+from upl_ray.pipeline.features import decode_chunks, feature_step, make_features, read_features
 from upl_ray.storage.store import Store
 from upl_ray.upl.backbones import resolve_backbone
 from upl_ray.upl.clip_model import ClipModel
+from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.images import EXTENSIONS, Geometry, center_crop, decode
 
 FORMS = ("files", "tar", "parquet")
@@ -184,6 +191,37 @@ def digits(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def features_of(place: Path, storage: str, spec: ClipSpec) -> npt.NDArray[np.float16]:
+    """Features of all photographs of a form, in their order."""
+    corpus = list_corpus(Store(storage), Source(uri=str(place)), 4096)
+    step = feature_step(Store(storage), spec)
+    make_features([corpus], [spec], {spec.name: step}, Compute(), {spec.name: {s.id for s in corpus.shards}})
+    found: dict[int, npt.NDArray[np.float16]] = {}
+    for shard in corpus.shards:
+        for image_id, row in zip(*read_features(step, shard), strict=True):
+            found[int(Path(image_id.rpartition("!")[2]).stem)] = row
+    return np.stack([found[i] for i in sorted(found)])
+
+
+def same_features(paths: list[Path], root: Path) -> list[dict[str, Any]]:
+    """How far the features of tar and Parquet are from those of the folder."""
+    spec, found = resolve_backbone(Backbone(model="demo:vit_b")), {}
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    for form in FORMS:
+        write_form(paths, form, root / form)
+        found[form] = features_of(root / form, str(root / f"run-{form}"), spec)
+    of_files = found["files"].astype(np.float32)
+    return [
+        {
+            "form": form,
+            "images": len(x),
+            "equal_rows": int((x == found["files"]).all(1).sum()),
+            "largest_difference": float(np.abs(x.astype(np.float32) - of_files).max()),
+        }
+        for form, x in found.items()
+    ]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -191,6 +229,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--features", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -198,7 +237,9 @@ def main() -> None:
         return
     paths = photographs(options.folder, options.images)
     with tempfile.TemporaryDirectory() as root:
-        if options.decode:
+        if options.features:
+            report("features", same_features(paths, Path(root)), hardware=hardware("cpu"))
+        elif options.decode:
             report("decoding", decoding(paths, options.repeats), hardware=hardware("cpu"))
             report("digits", digits(Path(root)), hardware=hardware("cpu"))
         else:

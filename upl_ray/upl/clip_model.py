@@ -70,8 +70,9 @@ class ClipModel:
 
     def normalize_pixels(self, crops: npt.NDArray[np.uint8]) -> Tensor:
         """uint8 crops [N, H, W, 3] -> the model's input [N, 3, H, W] float32, as open_clip's ToTensor and Normalize."""
-        x = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)  # [N, H, W, 3]
-        return x.permute(0, 3, 1, 2).contiguous().float().div(255).sub(self._mean).div(self._std)  # [N, 3, H, W]
+        x = torch.from_numpy(np.ascontiguousarray(crops)).to(self.device).permute(0, 3, 1, 2)  # [N, 3, H, W]
+        x = x.to(torch.float32, memory_format=torch.contiguous_format)
+        return x.div_(255).sub_(self._mean).div_(self._std)  # in place: new memory costs more than the arithmetic
 
     @torch.inference_mode()
     def encode_crops(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
