@@ -30,7 +30,7 @@ from upl_ray.storage.step import Step
 from upl_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[2]
-# Artifacts without which a storage has the step to do again, and after it little else.
+# Folders without which a storage has the step to do again, and after it little else.
 REMADE = {
     "features": ("features", "pseudo_labels", "predictions"),
     "text": ("text", "pseudo_labels"),
@@ -62,15 +62,17 @@ def results(storage: str) -> dict[str, Any]:
     """Everything that images, labels and contexts are made of: rows by image id, tensors as bytes."""
     store, found = Store(storage), {}
     for folder in store.folders():
-        step, _, digest = folder.rpartition("-")
-        step = Step(store, step, digest)
-        if step in SHARDED:
+        name, _, digest = folder.rpartition("-")
+        step = Step(store, name, digest)
+        if name in SHARDED:
             found[folder] = _rows(step)
-        elif step == "selection":
+        elif name == "selection":
             found[folder] = step.read_table("selection.parquet").sort_by("image_id").to_pylist()
-        elif step in ("text", "members", "classifier"):
+        elif name in ("text", "members", "classifier"):
             names = [n for n in store.names_below(folder) if n.endswith(".safetensors") and "checkpoints/" not in n]
             found[folder] = {n: _tensors(store.read(step.path(n))) for n in names}
+    made = {folder.partition("-")[0] for folder, content in found.items() if content}
+    assert made >= {"features", "pseudo_labels", "text", "members", "classifier", "predictions"}, made
     return found
 
 
