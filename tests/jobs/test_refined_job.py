@@ -217,11 +217,12 @@ def undisturbed(cluster: None, world: Path, tmp_path_factory: pytest.TempPathFac
     return run(job_config(world, tmp_path_factory.mktemp("undisturbed"), **LONG))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "reached",
-    [lambda storage: "/300 sweeps" in (storage.parent / "log").read_text(), _commits_of_refined],
-    ids=["sweep", "last-pass"],
+    [
+        pytest.param(lambda s: "/300 sweeps" in (s.parent / "log").read_text(), id="sweep", marks=pytest.mark.faults),
+        pytest.param(_commits_of_refined, id="last-pass", marks=pytest.mark.slow),
+    ],
 )
 def test_a_job_killed_while_it_refines_ends_as_if_undisturbed(
     undisturbed: dict[str, Any], world: Path, tmp_path: Path, reached: Callable[[Path], bool]

@@ -40,8 +40,10 @@ def stop_when(job: subprocess.Popen[bytes], log: Path, storage: Path, pattern: s
     print(f"stopped {time.monotonic() - started:.1f} s after {number.name}, at the first {pattern}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), pytest.param(signal.SIGINT, marks=pytest.mark.faults)],
+)
 def test_a_job_that_is_stopped_ends_with_a_word_and_the_next_run_ends_as_if_undisturbed(
     cluster: None, short_run: dict[str, Any], short_world: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
