@@ -27,8 +27,8 @@ from typing import Any
 import pyarrow as pa
 
 from upl_ray.config.settings import Source
+from upl_ray.corpus.archive_index import INDEX, ArchiveIndex, Spread, commit_of, in_threads, key_of, shard_digest
 from upl_ray.corpus.find import SUFFIXES, Form, Found, ImageFile, find, sub_folder
-from upl_ray.corpus.indexing import INDEX, ArchiveIndex, Spread, commit_of, in_threads, key_of, shard_digest
 from upl_ray.corpus.manifests import names_images, read_manifests
 from upl_ray.demo import locate
 from upl_ray.errors import ConfigError

@@ -12,8 +12,8 @@ from upl_ray.cluster.connect import RayCluster
 from upl_ray.cluster.preflight import preflight
 from upl_ray.config.classnames import check_classnames
 from upl_ray.config.settings import Compute, Config, Section, Source, Train
+from upl_ray.corpus.archive_index import Spread, in_threads
 from upl_ray.corpus.datasets import open_dataset
-from upl_ray.corpus.indexing import Spread, in_threads
 from upl_ray.corpus.overlap import ImageSet, check_apart
 from upl_ray.corpus.shards import Corpus, list_corpus
 from upl_ray.corpus.true_labels import check_labels, folder_names

@@ -58,7 +58,7 @@ class Ensemble:
         """
         logits = member_logits(image_features, self.text_features, self.metadata["logit_scale"])  # [N, S, C]
         if mixture == "corpus" and self.class_shares is not None:
-            logits = logits + self.class_shares.log()
+            logits = logits + self.class_shares.log().to(logits.device)
         return average_members(logits, self.average), logits.argmax(dim=-1)
 
     def probabilities(self, image_features: Tensor, mixture: Mixture = "corpus") -> Tensor:

@@ -74,7 +74,7 @@ def refine(
     """
     anchors = anchor_memberships(probabilities)
     start = statistics(features, anchors)
-    everything = statistics(features, torch.ones(len(probabilities), 1))
+    everything = statistics(features, probabilities.new_ones(len(probabilities), 1))
     anchor_means = means_of_anchors(start, everything)
     shares = probabilities.double().mean(dim=0)
     total = start
@@ -103,9 +103,9 @@ def anchor_memberships(probabilities: Tensor) -> Tensor:
 
 def statistics(features: Features, z: Tensor) -> Statistics:
     """Sums over images with features B x [N, D_b] and memberships [N, C]."""
-    counts = torch.zeros(z.shape[1], dtype=torch.float64)
-    sums = [torch.zeros(z.shape[1], x.shape[1], dtype=torch.float64) for x in features]
-    squares = [torch.zeros(x.shape[1], dtype=torch.float64) for x in features]
+    counts = z.new_zeros(z.shape[1], dtype=torch.float64)
+    sums = [z.new_zeros(z.shape[1], x.shape[1], dtype=torch.float64) for x in features]
+    squares = [z.new_zeros(x.shape[1], dtype=torch.float64) for x in features]
     for rows in _slices(len(z)):
         weight = z[rows].float()
         counts += weight.sum(dim=0)
@@ -169,7 +169,7 @@ def memberships(features: Features, probabilities: Tensor, mixture: Mixture, bet
     bias = mixture.class_shares.log()
     for s, m, v in zip(scale, mixture.means, mixture.variances, strict=True):
         bias = bias - s / 2 * (m.square() / v).sum(dim=1)
-    z = torch.empty(probabilities.shape, dtype=torch.float32)
+    z = torch.empty_like(probabilities, dtype=torch.float32)
     for rows in _slices(len(z)):
         logits = probabilities[rows].float().clamp(min=MIN_PROBABILITY).log() + bias.float()
         for x, weight in zip(features, weights, strict=True):
