@@ -36,7 +36,7 @@ class RayCluster:
         self.used = False
         self.laps = Laps()  # of the steps that had something to do
         self._watch = Watch(FOR_WORK, compute.wait_for_resources_s)
-        self._local = False
+        self._joined = False  # a cluster that this process has not started
         self._preflight: Callable[[], None] | None = None
 
     def check_nodes(self, preflight: Callable[[], None]) -> None:
@@ -54,14 +54,14 @@ class RayCluster:
         self.laps.start(step)
         if not ray.is_initialized():
             self._join()
-        if self._preflight and not self._local:
+        if self._preflight and self._joined:
             self._preflight()
             self._preflight = None
 
     def _join(self) -> None:
         address = self.compute.ray_address or os.environ.get("RAY_ADDRESS") or "local"
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local = self._local = address == "local"
+        local = address == "local"
         if local:  # Ray's own log files keep what is not shown here
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         level = logging.ERROR if local else logging.WARNING
@@ -75,6 +75,7 @@ class RayCluster:
         resources, nodes = ray.cluster_resources(), sum(n["Alive"] for n in ray.nodes())
         log.info("%-12s %g CPUs, %g GPUs, %d node(s)", "ray", resources.get("CPU", 0), resources.get("GPU", 0), nodes)
         if not local:
+            self._joined = True
             self._watch.start()
 
     @contextmanager
