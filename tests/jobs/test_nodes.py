@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpora import contents, write_tar
 from node_process import Nodes
 from s3_server import S3Server
 from worlds import SHORT, committed_rows, contexts, job_config
@@ -73,6 +74,28 @@ def test_work_spreads_over_the_nodes_and_gives_the_same_results(
     for kind in ("Encoder", "decode", "process", "ImplicitFunc"):
         on = {node for name, places in ran.items() if kind.lower() in name.lower() for node in places}
         assert len(on) == 2, (kind, sorted(ran))
+
+
+@pytest.mark.slow
+def test_archives_are_indexed_on_the_nodes_and_a_bad_one_is_refused(
+    nodes: Nodes, short_bucket: str, s3: S3Server, tmp_path: Path
+) -> None:
+    two_images = {"x.left.jpg": b"", "x.right.jpg": b""}
+    for i in range(8):
+        write_tar(tmp_path / "in" / f"{i}.tar", contents(6, i) | (two_images if i == 5 else {}))
+    s3.upload(tmp_path / "in", short_bucket, "archives")
+    config = section(short_bucket, "archives-run")
+    config["corpus"] = {"uri": f"s3://{short_bucket}/archives"}
+    job = nodes.start("upl", config, tmp_path)
+    out, _ = job.communicate(timeout=200)
+    assert job.returncode == 2, (tmp_path / "log").read_text()
+    error = json.loads(out.splitlines()[-1])["error"]
+    assert error.startswith("corpus: ")
+    assert "5.tar' holds 2 images of one key" in error
+    assert "2 node(s) are fit for work" in (tmp_path / "log").read_text()
+    assert [places for name, places in nodes.ask("where").items() if "process_item" in name]
+    committed = [k for k in s3.objects(short_bucket) if k.startswith("archives-run/archives-") and "/commits/" in k]
+    assert 0 < len(committed) <= 7
 
 
 @pytest.mark.parametrize(

@@ -102,12 +102,13 @@ def map_items(label: str, items: list[str], function: Callable[[str], str], comp
     """Results of a function of text for each item, in tasks, as they are made; the items are counted in the log."""
     configure_data(compute)
     progress = Progress(label, len(items), label)
+
+    def process_item(row: dict[str, str]) -> dict[str, str]:
+        return {"result": function(row["item"])}
+
     rows = [{"item": item} for item in items]
-    for row in (
-        ray.data.from_items(rows, override_num_blocks=min(len(items), BLOCKS))
-        .map(lambda row: {"result": function(row["item"])})
-        .iter_rows()
-    ):
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(items), BLOCKS))
+    for row in dataset.map(process_item).iter_rows():
         progress.advance(1)
         yield row["result"]
     progress.finish()
