@@ -76,7 +76,7 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
         ({"storage_path": "~nosuchuser/x"}, "storage_path '~nosuchuser/x' cannot be written .*write it out in full"),
         ({"storage_path": "loop/x"}, "storage_path 'loop/x' cannot be written .*[Ll]oop"),
         ({"storage_path": "s3:///x"}, "storage_path 's3:///x' cannot be written .*[Mm]issing bucket.*check it"),
-        ({"storage_path": "s3a:///x"}, "storage_path 's3a:///x' cannot be written .*[Cc]redentials.*check it"),
+        ({"storage_path": "s3a:///x"}, "storage_path 's3a:///x' cannot be written .*[Mm]issing bucket.*check it"),
         ({"storage_path": "foo://x/y"}, "storage_path 'foo://x/y' cannot be written .*foo.*check it"),
         ({"storage_path": "http://127.0.0.1:9/x"}, "storage_path 'http://127.0.0.1:9/x' cannot be written"),
         ({"corpus": {"uri": "~nosuchuser/x"}}, "'~nosuchuser/x' cannot be followed .*write it out in full"),

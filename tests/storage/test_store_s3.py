@@ -156,6 +156,13 @@ def overloaded(request: pytest.FixtureRequest, s3: S3Server, monkeypatch: pytest
     server.server_close()
 
 
+@pytest.mark.parametrize("scheme", ["s3a", "s3n"])
+def test_hadoops_names_of_s3_are_the_same_storage(bucket: str, scheme: str) -> None:
+    Store(f"s3://{bucket}/run").write("a", b"1")
+    assert Store(f"{scheme}://{bucket}/run").read("a") == b"1"
+    assert Store(f"{scheme}://{bucket}/run").names("") == ["a"]
+
+
 @pytest.mark.parametrize("overloaded", [4], indirect=True)
 def test_an_overloaded_server_is_asked_again(overloaded: Overloaded) -> None:
     assert Store("s3://bucket/run").names("commits") == []

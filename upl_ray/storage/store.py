@@ -28,6 +28,7 @@ from upl_ray.errors import ConfigError, Damaged, first_line
 
 IO_THREADS = 16  # requests in flight when many small files are read; object stores answer in 10-50 ms each
 URI_CHARACTERS = "%:/?@!$&'()*+,;=~"  # what may stand in a URI as it is; pyarrow refuses blanks and umlauts
+HADOOPS_S3 = re.compile("^s3[an]://")  # other names of the same storage, which pyarrow does not know
 # What the names of Ray's Arrow types begin with: plain, and in base64 from each of the three places in a group.
 RAY_TYPES = (b"ray.data.", b"cmF5LmRhdGEu", b"JheS5kYXRhL", b"yYXkuZGF0YS")
 PARQUET_ERRORS = (pa.ArrowException, ValueError, OSError)  # what Arrow raises on damaged files
@@ -292,6 +293,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """File system and path of a local path or a URI: pyarrow's own where it has one (S3, local), else fsspec's."""
     if not is_remote(uri):
         return pafs.LocalFileSystem(), absolute(uri)
+    uri = HADOOPS_S3.sub("s3://", uri)
     try:
         fs, path = pafs.FileSystem.from_uri(quote(uri, safe=URI_CHARACTERS))
     except pa.ArrowInvalid as error:
