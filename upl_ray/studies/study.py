@@ -97,7 +97,7 @@ class Study:
         return [self.inputs.config.train.seed + i for i in range(runs)]
 
 
-def study_inputs(config: Config, cluster: RayCluster) -> Inputs:
+def study_inputs(config: Config, cluster: RayCluster | None = None) -> Inputs:
     """Inputs of a comparison or an ablation, checked before work starts, except that archives are indexed.
 
     Raises:
