@@ -20,10 +20,10 @@ from upl_ray.corpus import archives
 from upl_ray.corpus.find import Form
 from upl_ray.errors import ConfigError
 from upl_ray.storage.step import Step, fingerprint
-from upl_ray.storage.store import Store, open_filesystem, read_ahead
+from upl_ray.storage.store import Store, open_filesystem
 
 INDEX = "archives"  # name of the step
-# Applies a function to each of some texts, in threads or on other machines, and gives the results in any order.
+# Applies a function to each of some texts and gives the results in any order: `read_ahead` in threads, or tasks of Ray.
 Spread = Callable[[list[str], Callable[[str], str]], Iterable[str]]
 
 
@@ -105,8 +105,3 @@ def shard_digest(root: str, listing: pa.Table) -> str:
     """Id of a shard, made from its images; with their files, as two manifests may give one id to different ones."""
     rows = list(zip(*(listing[c].to_pylist() for c in ("image_id", "version", "file")), strict=True))
     return hashlib.sha256(repr((root, rows)).encode()).hexdigest()[:16]
-
-
-def in_threads(items: list[str], function: Callable[[str], str]) -> Iterator[str]:
-    """A `Spread` on this machine."""
-    return read_ahead(items, function)

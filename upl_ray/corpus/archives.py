@@ -45,7 +45,7 @@ class Index(NamedTuple):
     """The images of an archive."""
 
     rows: list[Row]
-    groups: list[int]  # how many of them, one lot after the other, are read together: row groups; in tar archives one
+    groups: list[int]  # how many of them, one lot after the other, are read together: row groups; in tar archives all
 
 
 def cut(groups: list[int], size: int) -> Iterator[tuple[int, int]]:
@@ -106,7 +106,7 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
     rows: list[Row] = [
         (n, sub_folder(n) if given[n] is None else given[n], *place) for n, place in images.items() if n in given
     ]
-    return Index(rows, [1] * len(rows))
+    return Index(rows, [len(rows)])  # may be cut anywhere
 
 
 def _labels_of_images(path: str, names: list[str], labels: dict[str, str], suffix: str) -> dict[str, str | None]:
@@ -155,9 +155,8 @@ def _members(file: io.BufferedReader, size: int) -> Iterator[tuple[tarfile.TarIn
         file.seek(first)
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if (
-                    member.size < 0 or not member.offset < tar.offset <= size + tarfile.BLOCKSIZE
-                ):  # where the next begins
+                behind = tar.offset  # where the next begins
+                if member.size < 0 or not member.offset < behind <= size + tarfile.BLOCKSIZE:
                     raise tarfile.ReadError(f"wrong size of the member at byte {member.offset}")
                 yield member, tar
             first = _next_block(file, tar.offset, size)

@@ -152,7 +152,7 @@ def file_version(uri: str) -> str:
     info = fs.get_file_info(path)
     if info.type != pafs.FileType.File:
         raise FileNotFoundError(f"there is no file {uri}")
-    return f"{info.size}-{info.mtime_ns or 0}"
+    return _size_and_time(info)
 
 
 def list_files(folder: str) -> dict[str, str]:
@@ -165,7 +165,7 @@ def list_files(folder: str) -> dict[str, str]:
     if not isinstance(fs, pafs.PyFileSystem):
         infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
         files = [i for i in infos if i.type == pafs.FileType.File]
-        return {i.path[len(root) :].lstrip("/"): f"{i.size}-{i.mtime_ns or 0}" for i in files}
+        return {i.path[len(root) :].lstrip("/"): _size_and_time(i) for i in files}
     remote = fs.handler.fs  # of fsspec, which may know a fingerprint of the content
     details: dict[str, dict[str, Any]] = remote.find(root, detail=True, withdirs=False)
     if not details and not remote.exists(root):
@@ -175,6 +175,10 @@ def list_files(folder: str) -> dict[str, str]:
         for path, info in details.items()
         if info["type"] == "file" and len(path) > len(root)
     }
+
+
+def _size_and_time(info: pafs.FileInfo) -> str:
+    return f"{info.size}-{info.mtime_ns or 0}"
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow as pa
 
 from upl_ray.config.settings import Source
-from upl_ray.corpus.archive_index import INDEX, ArchiveIndex, Spread, commit_of, in_threads, key_of, shard_digest
+from upl_ray.corpus.archive_index import INDEX, ArchiveIndex, Spread, commit_of, key_of, shard_digest
 from upl_ray.corpus.find import SUFFIXES, Form, Found, ImageFile, find, sub_folder
 from upl_ray.corpus.manifests import names_images, read_manifests
 from upl_ray.demo import locate
@@ -134,7 +134,7 @@ def read_listing(store: Store, name: str, columns: list[str] | None = None) -> p
     return store.read_hashed(name, columns, f"{folder}/{f'commits/{commit_of(file)}' if is_archive else MANIFEST}")
 
 
-def list_corpus(store: Store, source: Source, shard_size: int, spread: Spread = in_threads) -> Corpus:
+def list_corpus(store: Store, source: Source, shard_size: int, spread: Spread = read_ahead) -> Corpus:
     """List the images of a source and bring its shards up to date.
 
     Args:

@@ -120,9 +120,8 @@ def shifts_by_chance(counts: npt.NDArray[np.int64], n_new: int, draws: int = DRA
     A permutation test. With many classes and few images these shifts are large: 100 images of 1,000 classes never look
     like 100 others.
     """
-    while (
-        counts.sum() >= 10**9
-    ):  # NumPy's limit; the shares stay, and shares of this number of images hardly move by chance
+    # NumPy's limit is 10^9. The shares stay, and shares of this number of images hardly move by chance.
+    while counts.sum() >= 10**9:
         counts, n_new = counts // 2, min(n_new, int(counts.sum()) // 4)
     rng = np.random.default_rng(0)  # the same sums give the same alerts
     n_before = counts.sum() - n_new

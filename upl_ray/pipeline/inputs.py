@@ -12,14 +12,14 @@ from upl_ray.cluster.connect import RayCluster
 from upl_ray.cluster.preflight import preflight
 from upl_ray.config.classnames import check_classnames
 from upl_ray.config.settings import Compute, Config, Section, Source, Train
-from upl_ray.corpus.archive_index import Spread, in_threads
+from upl_ray.corpus.archive_index import Spread
 from upl_ray.corpus.datasets import open_dataset
 from upl_ray.corpus.overlap import ImageSet, check_apart
 from upl_ray.corpus.shards import Corpus, list_corpus
 from upl_ray.corpus.true_labels import check_labels, folder_names
 from upl_ray.errors import ConfigError, first_line
 from upl_ray.pipeline.shardwise import map_items
-from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_text
+from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_ahead, read_text
 from upl_ray.upl.backbones import load_tokenizer, resolve_backbone
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.prompt_encoder import prompt_tokens
@@ -84,27 +84,35 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
     config = open_dataset(config, store)
     if isinstance(config.classnames, tuple):  # a data set's are taken as published, though ImageNet's repeat
         classnames = classnames or config.classnames
+    specs = {b.label: resolve_backbone(b, config.label.max_pixels) for b in config.backbones}
+    if config.label.decode == "fast":
+        specs = decoded_fast(specs)
+    if classnames:  # before new archives are indexed, which takes Ray and time
+        _check_names(config, specs, classnames)
     lists = partial(list_images, store, compute=config.compute, cluster=cluster)
     corpus = lists(config.corpus, field="corpus")
     scored = lists(config.scored, field="scored") if config.scored.uris else None
     held_out = lists(config.validation, field="validation") if validation and config.validation.uris else None
-    classnames = classnames or folder_names(corpus)
+    if not classnames:
+        classnames = folder_names(corpus)
+        _check_names(config, specs, classnames)
     listed = {"corpus": corpus, "scored": scored, "validation": held_out}
     sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
     for one in sets:
         check_labels(one.corpus, getattr(config, one.field).labels, one.field, classnames)
     check_apart(sets)
-    specs = {b.label: resolve_backbone(b, config.label.max_pixels) for b in config.backbones}
-    if config.label.decode == "fast":
-        specs = decoded_fast(specs)
-    check_context(specs[config.target_backbone.label], classnames, config.train, "lower train.n_ctx")
-    for spec in specs.values():
-        check_prompts(spec, fill_template(config.template, classnames))
     log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
     inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out)
     if cluster:
         cluster.check_nodes(lambda: preflight(store, inputs.corpora, list(specs.values()), config.compute))
     return inputs
+
+
+def _check_names(config: Config, specs: dict[str, ClipSpec], classnames: tuple[str, ...]) -> None:
+    """Refuse class names that do not fit beside the context, or in the template, of a model."""
+    check_context(specs[config.target_backbone.label], classnames, config.train, "lower train.n_ctx")
+    for spec in specs.values():
+        check_prompts(spec, fill_template(config.template, classnames))
 
 
 def decoded_fast(specs: dict[str, ClipSpec]) -> dict[str, ClipSpec]:
@@ -125,7 +133,7 @@ def list_images(store: Store, source: Source, compute: Compute, field: str, clus
         JobError: a node cannot read an archive.
     """
     try:
-        return list_corpus(store, source, compute.shard_size, _tasks_of(store, cluster) if cluster else in_threads)
+        return list_corpus(store, source, compute.shard_size, _tasks_of(store, cluster) if cluster else read_ahead)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
 
@@ -152,8 +160,8 @@ def open_storage(path: str, name: str, config: Section) -> Store:
         ConfigError: it cannot be written.
     """
     if "?" in path:
-        told = path.partition("?")[0]
-        raise ConfigError(f"storage_path {told!r} has options behind `?`; set them in the environment (AWS_...).")
+        address = path.partition("?")[0]
+        raise ConfigError(f"storage_path {address!r} has options behind `?`; set them in the environment (AWS_...).")
     if RAY_COPIES in str(Path.cwd()) and "://" not in path and not path.startswith(("/", "~")):
         raise ConfigError(
             f"storage_path {path!r} lies in Ray's copy of the working directory ({Path.cwd()}), where no later run "

@@ -238,18 +238,18 @@ def _judge(inputs: Inputs, plan: Plan, variant: str, cluster: RayCluster) -> dic
     found = make_verdict(chain, inputs.corpus, bench, todo, inputs.config.compute)
     if found["labels"]:
         log.info("%-12s labels of %s: %s", "verdict", variant, describe(found["labels"]))
-    told = f"classifier of {variant}: {describe(found['classifier'])}"
+    sentence = f"classifier of {variant}: {describe(found['classifier'])}"
     if found["classifier"]["answer"] != "worse":
-        log.info("%-12s %s", "verdict", told)
+        log.info("%-12s %s", "verdict", sentence)
         return found
     if inputs.config.on_worse == "stop" and variant == inputs.config.variants[0]:
         before = chain.predictions.find_manifest()
         published = "It stays published as an earlier run left it" if before else "Nothing is published"
         raise JobError(
-            f"{published}, as on_worse is stop: {told}. Classify with the template of {target}, or set on_worse to "
+            f"{published}, as on_worse is stop: {sentence}. Classify with the template of {target}, or set on_worse to "
             f"warn."
         )
-    log.warning("%-12s WORSE THAN THE TEMPLATE: %s; classify with the template of %s", "verdict", told, target)
+    log.warning("%-12s WORSE THAN THE TEMPLATE: %s; classify with the template of %s", "verdict", sentence, target)
     return found
 
 

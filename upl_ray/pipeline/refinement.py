@@ -23,7 +23,7 @@ import torch
 
 from upl_ray.config.settings import Refine
 from upl_ray.corpus.shards import Corpus
-from upl_ray.errors import JobError
+from upl_ray.errors import Damaged, JobError
 from upl_ray.pipeline.pseudo_labels import Labeler, read_mixture, write_mixture, zero_shot
 from upl_ray.pipeline.sample import Group, Sample, add_up, map_groups
 from upl_ray.progress import Progress
@@ -64,12 +64,23 @@ def kept_refinement(step: Step) -> Step:
 
 def last_refinement(corpus: Corpus, labelers: Sequence[Labeler], recipe: Refine) -> Step | None:
     """The refinement that labels of a corpus were last made with; None if there is none, or it is damaged."""
+    folder = _noted(corpus, labelers, recipe)
+    if not folder:
+        return None
+    found = open_step(corpus.step.store, folder)
     try:
-        found = open_step(corpus.step.store, corpus.step.read_json(_last(labelers, recipe))["kept"])
         read_mixture(found)
     except (FileNotFoundError, JobError, KeyError):
         return None
     return found
+
+
+def _noted(corpus: Corpus, labelers: Sequence[Labeler], recipe: Refine) -> str:
+    """Folder of the refinement that labels of a corpus were last made with, whether it is whole or not; empty: none."""
+    try:
+        return str(corpus.step.read_json(_last(labelers, recipe)).get("kept", ""))
+    except (FileNotFoundError, Damaged):
+        return ""
 
 
 def estimated_shares(step: Step) -> list[float]:
@@ -108,7 +119,7 @@ def make_refinement(step: Step, sample: Sample, recipe: Refine) -> None:
 def note_refinement(step: Step, sample: Sample, recipe: Refine) -> None:
     """Remember that labels are made with a finished refinement, unless that is known: see `last_refinement`."""
     kept = kept_refinement(step)
-    if last_refinement(sample.corpus, sample.labelers, recipe) != kept:
+    if _noted(sample.corpus, sample.labelers, recipe) != kept.folder:
         sample.corpus.step.write_json(_last(sample.labelers, recipe), {"kept": kept.folder})
 
 
