@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,8 @@ from corpora import contents, write_tar
 from node_process import Nodes
 from s3_server import S3Server
 from worlds import SHORT, committed_rows, contexts, job_config
+
+from upl_ray.pipeline.main import run
 
 SPREAD = SHORT["compute"] | {"max_actors": 2}
 
@@ -33,9 +37,9 @@ def nodes(shared_nodes: Nodes) -> Nodes:
     return shared_nodes
 
 
-def section(short_bucket: str, storage: str, compute: dict[str, Any] = SPREAD) -> dict[str, Any]:
+def section(short_bucket: str, storage: str, compute: dict[str, Any] = SPREAD, **others: Any) -> dict[str, Any]:
     sources = {n: {"uri": f"s3://{short_bucket}/{n}", "labels": "folders"} for n in ("corpus", "scored")}
-    config = job_config(Path(), f"s3://{short_bucket}/{storage}", **{**SHORT, **sources, "compute": compute})
+    config = job_config(Path(), f"s3://{short_bucket}/{storage}", **{**SHORT, **sources, **others, "compute": compute})
     dumped: dict[str, Any] = config.model_dump(mode="json")
     return dumped
 
@@ -71,9 +75,11 @@ def test_work_spreads_over_the_nodes_and_gives_the_same_results(
     assert "4 CPUs, 0 GPUs, 3 node(s)" in log
     assert "2 node(s) are fit for work" in log
     ran = nodes.ask("where")
-    for kind in ("Encoder", "decode", "process", "ImplicitFunc"):
+    for kind in ("Encoder", "decode", "process", "RayTrainWorker"):
         on = {node for name, places in ran.items() if kind.lower() in name.lower() for node in places}
         assert len(on) == 2, (kind, sorted(ran))
+    runs = nodes.ask("trains")[-2:]
+    assert {r["name"]: r["status"] for r in runs} == {f"upl-star-members-{m}": "FINISHED" for m in (0, 1)}
 
 
 @pytest.mark.slow
@@ -98,19 +104,37 @@ def test_archives_are_indexed_on_the_nodes_and_a_bad_one_is_refused(
     assert 0 < len(committed) <= 7
 
 
-@pytest.mark.parametrize(
-    "folder", [pytest.param("commits", marks=pytest.mark.faults), pytest.param("checkpoints", marks=pytest.mark.slow)]
-)
-def test_a_node_killed_in_embedding_or_in_training_loses_nothing(
-    nodes: Nodes, short_run: dict[str, Any], short_bucket: str, s3: S3Server, tmp_path: Path, folder: str
+@pytest.mark.faults
+def test_a_node_killed_in_embedding_loses_nothing(
+    nodes: Nodes, short_run: dict[str, Any], short_bucket: str, s3: S3Server, tmp_path: Path
 ) -> None:
-    storage = f"lossy-{folder}"
-    job = nodes.start("upl", section(short_bucket, storage), tmp_path)
-    wait_until(
-        job, tmp_path, lambda: any(k.startswith(storage) and f"/{folder}/" in k for k in s3.objects(short_bucket))
-    )
+    job = nodes.start("upl", section(short_bucket, "lossy"), tmp_path)
+    wait_until(job, tmp_path, lambda: any(k.startswith("lossy") and "/commits/" in k for k in s3.objects(short_bucket)))
     assert nodes.ask("lose") == "lost"
     same_results(finish(job, tmp_path), short_run)
+
+
+@pytest.mark.slow
+def test_ray_train_replaces_a_worker_and_a_node_that_are_killed_in_training(
+    nodes: Nodes, cluster: None, short_world: Path, short_bucket: str, s3: S3Server, tmp_path: Path
+) -> None:
+    longer = {"train": SHORT["train"] | {"epochs": 200}}
+    undisturbed = run(job_config(short_world, tmp_path / "undisturbed", **{**SHORT, **longer}))
+    job = nodes.start("upl", section(short_bucket, "killed", **longer), tmp_path)
+
+    def checkpoints() -> set[str]:
+        names = [k for k in s3.objects(short_bucket) if k.startswith("killed/members")]
+        return {k.rpartition("/")[2] for k in names if "/checkpoints/" in k}
+
+    wait_until(job, tmp_path, lambda: len(checkpoints()) == 2)
+    first, second = (one["attempts"][-1]["workers"][0] for one in nodes.ask("trains")[-2:])
+    os.kill(first["pid"], signal.SIGKILL)
+    nodes.ask(f"lose {second['node_id']}")
+    same_results(finish(job, tmp_path), undisturbed)
+    for one in nodes.ask("trains")[-2:]:
+        assert (one["status"], one["attempts"][-1]["status"]) == ("FINISHED", "FINISHED")
+        assert one["attempts"][0]["status"] == "ERRORED", one
+    assert (tmp_path / "log").read_text().count(" failed: ") == 2
 
 
 @pytest.mark.faults

@@ -42,12 +42,12 @@ class Nodes:
     def answer(self) -> Any:
         """The next line of JSON."""
         assert self.process.stdout is not None
-        while not (line := self.process.stdout.readline()).startswith(('"', "{")):
+        while not (line := self.process.stdout.readline()).startswith(('"', "{", "[{")):
             assert line, "the cluster has ended"
         return json.loads(line)
 
     def ask(self, question: str) -> Any:
-        """`restore`, `lose`, `gain` or `where`; see nodes.py."""
+        """`restore`, `lose`, `gain`, `where` or `trains`; see nodes.py."""
         assert self.process.stdin is not None
         self.process.stdin.write(question + "\n")
         self.process.stdin.flush()

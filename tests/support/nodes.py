@@ -3,9 +3,10 @@
 Prints the cluster's address as JSON, then answers each line of its input with a line of JSON:
 
     restore [GPUS]     end the worker nodes and start two, the younger with declared GPUs; wait until they are alive
-    lose               kill the younger worker node
+    lose [NODE]        kill the worker node with this id, or else the younger one
     gain               add a worker node
     where              ids of the nodes on which the tasks and actors of the newest job ran, by name
+    trains             Ray Train's own runs, the newest last, each with its attempts, as the dashboard shows them
 
 It ends with its input.
 """
@@ -13,9 +14,12 @@ It ends with its input.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
+import urllib.request
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 from ray.cluster_utils import Cluster
@@ -41,8 +45,10 @@ class Workers:
         self.cluster.wait_for_nodes()
         return "restored"
 
-    def lose(self) -> str:
-        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+    def lose(self, node: str = "") -> str:
+        lost = next((n for n in self.nodes if n.node_id == node), self.nodes[-1])
+        self.nodes.remove(lost)
+        self.cluster.remove_node(lost, allow_graceful=False)
         return "lost"
 
     def gain(self) -> str:
@@ -58,6 +64,15 @@ class Workers:
             if one.node_id and one.job_id == newest:
                 found[name].add(one.node_id)
         return {name: sorted(nodes) for name, nodes in found.items()}
+
+    def trains(self) -> list[dict[str, Any]]:
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
+        request = urllib.request.Request(
+            f"{self.dashboard}/api/train/v2/runs/v1", headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            runs: list[dict[str, Any]] = json.loads(answer.read())["train_runs"]
+        return sorted(runs, key=lambda run: run["start_time_ns"])
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from upl_ray.cluster.watch import FOR_WORK, Lost, Watch
+from upl_ray.cluster.watch import FOR_WORK, Watch
 from upl_ray.config.settings import Compute
 from upl_ray.errors import Damaged, JobError, describe_storage_error
 from upl_ray.progress import Laps
@@ -36,7 +37,7 @@ class RayCluster:
         self.used = False
         self.laps = Laps()  # of the steps that had something to do
         self._watch = Watch(FOR_WORK, compute.wait_for_resources_s)
-        self._joined = False  # a cluster that this process has not started
+        self.joined = False  # a cluster that this process has not started
         self._preflight: Callable[[], None] | None = None
 
     def check_nodes(self, preflight: Callable[[], None]) -> None:
@@ -54,7 +55,7 @@ class RayCluster:
         self.laps.start(step)
         if not ray.is_initialized():
             self._join()
-        if self._preflight and self._joined:
+        if self._preflight and self.joined:
             self._preflight()
             self._preflight = None
 
@@ -66,35 +67,72 @@ class RayCluster:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         level = logging.ERROR if local else logging.WARNING
         at_sigterm = signal.getsignal(signal.SIGTERM)  # Ray replaces the handler by one that ends without a log line
-        ray.init(
-            address=address, logging_level=level, log_to_driver=not local, include_dashboard=False if local else None
-        )
+        with _addressed(address) as for_workers:
+            ray.init(
+                address=address,
+                logging_level=level,
+                log_to_driver=not local,
+                include_dashboard=False if local else None,
+                runtime_env={"env_vars": for_workers} if for_workers else None,
+            )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, at_sigterm)
         wait_for_resources(self.compute, local)
         resources, nodes = ray.cluster_resources(), sum(n["Alive"] for n in ray.nodes())
         log.info("%-12s %g CPUs, %g GPUs, %d node(s)", "ray", resources.get("CPU", 0), resources.get("GPU", 0), nodes)
         if not local:
-            self._joined = True
+            self.joined = True
             self._watch.start()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self, last: bool = True) -> Iterator[None]:
         """Raise errors of tasks that name a remedy as the job's, and abort instead of waiting without limit.
+
+        Args:
+            last: no other work follows, so a cluster that was joined is left at the end. Else Ray's late warnings about
+                nodes would follow the job's last line.
 
         Raises:
             JobError: a task raised one; or no node for work was alive for `compute.wait_for_resources_s`.
         """
+        self._watch = Watch(FOR_WORK, self.compute.wait_for_resources_s)
+        if self.joined:
+            self._watch.start()
+        done = False
         try:
             with self._watch.guard():
                 yield
-        except Lost:
-            ray.shutdown()  # or its reports of lost nodes would follow the job's last line
-            raise
+            done = True
         except (RuntimeError, ray.exceptions.RayError) as error:
             if sentence := job_error_in(error):
                 raise JobError(sentence) from None
             raise
+        finally:
+            if self.joined and (last or not done):
+                ray.shutdown()
+
+
+@contextmanager
+def _addressed(address: str) -> Iterator[dict[str, str]]:
+    """Tell workers which cluster is theirs: gives the variables for those of a cluster that is joined.
+
+    Processes of Ray Train ask Ray's state API about their run. Without RAY_ADDRESS they ask the cluster that was
+    started last on their machine: if that is dead, they wait for 12 s when a run ends; if it is another one, it does
+    not know the run, and they take it for dead (Ray 2.60).
+    """
+    if address != "local":
+        yield {"RAY_ADDRESS": address} if re.fullmatch(r"[^/]+:\d+", address) else {}
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ |= {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}  # inherited by every process of Ray
+    try:
+        yield {}
+    finally:
+        del os.environ["RAY_GCS_SERVER_PORT"], os.environ["RAY_ADDRESS"]
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def job_error_in(error: BaseException) -> str:

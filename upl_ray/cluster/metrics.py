@@ -27,11 +27,13 @@ def rejected(reasons: list[str]) -> None:
         counter("upl_images_rejected", "images that could not be read, by reason", "reason").inc(1, {"reason": kind})
 
 
-def trained(members: Sequence[int], losses: Sequence[float]) -> None:
-    """Count an epoch of some members, and report their losses."""
+def trained(variant: str, members: Sequence[int], losses: Sequence[float]) -> None:
+    """Count an epoch of some members of a variant, and report their losses."""
     counter("upl_member_epochs", "epochs done, summed over members").inc(len(members))
     for member, loss in zip(members, losses, strict=True):
-        gauge("upl_loss", "training loss of the last epoch, by member", "member").set(loss, {"member": str(member)})
+        gauge("upl_loss", "training loss of the last epoch, by member", "variant", "member").set(
+            loss, {"variant": variant, "member": str(member)}
+        )
 
 
 @cache

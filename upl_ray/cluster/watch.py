@@ -25,10 +25,6 @@ Needs = Mapping[str, Callable[[Node], bool]]  # words that follow "nodes" in a s
 FOR_WORK: Needs = {"for work": lambda node: node.cpus > 0}  # the tasks of all steps
 
 
-class Lost(JobError):
-    """No node that the work needs has been alive for too long."""
-
-
 def cluster_nodes() -> list[Node]:
     """All live nodes of the cluster."""
     return [
@@ -72,7 +68,7 @@ class Watch:
         """Run the block, and interrupt it when its nodes are gone.
 
         Raises:
-            Lost: no node served one of the needs for `limit` seconds.
+            JobError: no node served one of the needs for `limit` seconds.
         """
         if threading.current_thread() is not threading.main_thread():  # only that one can be interrupted
             self._over.set()
@@ -84,7 +80,7 @@ class Watch:
         except (KeyboardInterrupt, RuntimeError, ray.exceptions.RayError):
             self._end()  # no second interruption while this one unwinds
             if self._lost:
-                raise Lost(self._lost) from None
+                raise JobError(self._lost) from None
             raise
         finally:
             self._end()

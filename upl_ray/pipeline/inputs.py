@@ -145,7 +145,7 @@ def _tasks_of(store: Store, cluster: RayCluster) -> Spread:
         compute = cluster.compute
         cluster.check_nodes(lambda: preflight(store, [], [], compute))
         cluster.start("archives")
-        with cluster.watched():
+        with cluster.watched(last=False):
             yield from map_items("archives", archives, function, compute)
 
     return spread

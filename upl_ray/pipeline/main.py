@@ -192,9 +192,9 @@ def _select(inputs: Inputs, plan: Plan, samples: dict[str, Sample], cluster: Ray
 def _train(inputs: Inputs, plan: Plan, cluster: RayCluster) -> None:
     """The members of all variants, as one set of trials, and the classifiers."""
     config, tasks = inputs.config, []
-    for chain in plan.chains.values():
+    for variant, chain in plan.chains.items():
         prior = kept_refinement(chain.refinement) if chain.refinement and config.refine.adjust else None
-        about = (inputs.target, inputs.classnames, config.train, config.compute, prior)
+        about = (inputs.target, inputs.classnames, config.train, config.compute, prior, variant)
         tasks.append(training.Task(chain.members, chain.selection, chain.views, *about))
     unfinished = [unfinished_members(task.step, config.train) for task in tasks]
     for variant, members in zip(plan.chains, unfinished, strict=True):
@@ -203,7 +203,7 @@ def _train(inputs: Inputs, plan: Plan, cluster: RayCluster) -> None:
     first = next((task.step for task, members in zip(tasks, unfinished, strict=True) if members), None)
     if first:
         cluster.start(first.folder)
-    training.train_members(tasks, unfinished)
+    training.train_members(tasks, unfinished, ray_train=cluster.joined)
     for (variant, chain), task in zip(plan.chains.items(), tasks, strict=True):
         if not chain.classifier.finished:
             make_classifier(

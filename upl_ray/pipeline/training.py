@@ -1,8 +1,4 @@
-"""Ensemble members as concurrent trials of Ray Tune; a trial trains some members of each variant, as one batch each.
-
-A trial trains in its own process. With `compute.workers_per_trial` above 1 it starts a Ray Train `TorchTrainer` whose
-workers share the trial's members. One worker does without: starting Ray Train inside a trial takes longer than the
-whole training of the demo (README, "Ray Train").
+"""Ensemble members as concurrent trials; a trial trains some members, those of one variant as one batch.
 
 A worker asks Ray for the host memory of a process, the model, all views and the activations of a step. How much that is
 changes no result: members, then classes are processed in turn to stay below, which is exact.
@@ -15,25 +11,18 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
-import tempfile
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import ray.train
+import ray
 import torch
-from ray import tune
-from ray.train.torch import TorchTrainer
-from ray.tune.execution import class_cache
-from ray.tune.experiment import Trial
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from upl_ray.cluster import metrics
 from upl_ray.cluster.placement import CUDA_HOST_BASE, GIB, HOST_BASE, Node, device_of
+from upl_ray.cluster.trials import Report, Trial, Workers, run_trials
 from upl_ray.cluster.watch import cluster_nodes
 from upl_ray.config.settings import Compute, Train
 from upl_ray.errors import JobError
@@ -57,11 +46,8 @@ from upl_ray.upl.refine import floored
 log = logging.getLogger(__name__)
 
 Member = tuple[int, int]  # index of its task, number in the step
-TRAIN_WORKER_CPU = 0.9  # leaves room for the trial's driver: whole CPUs for all workers would wait without end
-TRIAL_DRIVER_CPU = 0.01  # of a trial that only waits for its Ray Train workers; Tune refuses 0
 LEAST_ACTIVATIONS = 2**26  # bytes that a worker on CPUs has for the activations of a step, in whatever turns
-REPORT_INTERVAL_S = 1.0  # between two reports of a trial to Tune, each of which waits for the driver
-Report = Callable[[dict[str, Any]], None]
+REPORT_INTERVAL_S = 2.5  # between two reports of a trial; Ray Train takes one every 2 s, and a second one waits
 
 
 @dataclass(frozen=True)
@@ -76,6 +62,7 @@ class Task:
     recipe: Train
     compute: Compute
     prior: Step | None = None  # the refinement whose class shares the members are learned beside
+    variant: str = ""  # for names and metrics
     resources: dict[str, float] = field(default_factory=dict)  # that one worker holds, in Ray's words
 
     def about(self) -> dict[str, Any]:
@@ -84,27 +71,37 @@ class Task:
         return {"classnames": self.classnames, "weights_sha256": self.spec.weights_sha256, "recipe": recipe}
 
 
-def train_members(tasks: Sequence[Task], unfinished: Sequence[list[int]]) -> None:
+def train_members(tasks: Sequence[Task], unfinished: Sequence[list[int]], ray_train: bool = False) -> None:
     """Train the unfinished members of some steps, all at once, and declare the steps done.
 
     Args:
         tasks: the steps, with the same recipe and the same settings of compute.
         unfinished: of each step, the members that are missing in storage.
+        ray_train: start trials of one worker through Ray Train, too, and not as plain tasks.
 
     Raises:
         JobError: no node can hold a trial; or a trial failed three times. Finished members and checkpoints stay, a new
             run goes on from them.
     """
-    by_step = {
-        task.step.folder: (task, mine) for task, mine in zip(tasks, unfinished, strict=True)
-    }  # they may be equal
+    by_step = {t.step.folder: (t, mine) for t, mine in zip(tasks, unfinished, strict=True)}  # two may be the same
     tasks = [task for task, _ in by_step.values()]
     todo = [(i, m) for i, (_, mine) in enumerate(by_step.values()) for m in mine]
     if todo:
+        compute, recipe = tasks[0].compute, tasks[0].recipe
         held = max(held_memory(tasks[i]) for i in {i for i, _ in todo})
-        groups, resources = plan_trials(todo, cluster_nodes(), tasks[0].compute, held)
+        ray_train, most = ray_train or compute.workers_per_trial > 1, len(todo)
+        if ray_train:
+            from upl_ray.cluster.train_runs import most_runs  # Ray Train takes a second to import
+
+            most = min(most_runs(), recipe.members)
+        groups, resources = plan_trials(todo, cluster_nodes(), compute, held, most)
         log.info("%-12s %d members in %d concurrent trial(s) of %d", "training", len(todo), len(groups), len(groups[0]))
-        _run_trials([replace(task, resources=resources) for task in tasks], groups)
+        tasks = [replace(task, resources=resources) for task in tasks]
+        trials = [Trial(name_trial(tasks, group), partial(train_in_turn, tasks, group)) for group in groups]
+        workers = Workers(compute.workers_per_trial, resources, ray_train)
+        progress = TrialProgress(len(trials), recipe.epochs * len(todo))
+        run_trials(trials, workers, compute.wait_for_resources_s, progress.add)
+        progress.finish()
         missing = [m for task in tasks for m in unfinished_members(task.step, task.recipe)]
         if missing:
             raise JobError(f"Members {missing} are not finished; run the job again to go on from their checkpoints.")
@@ -116,7 +113,7 @@ def train_members(tasks: Sequence[Task], unfinished: Sequence[list[int]]) -> Non
 
 
 def plan_trials(
-    members: Sequence[Any], nodes: Sequence[Node], compute: Compute, held: float
+    members: Sequence[Any], nodes: Sequence[Node], compute: Compute, held: float, most: int
 ) -> tuple[list[list[Any]], dict[str, float]]:
     """Split the members into as many groups as can run at once, and choose the resources of one worker of a group.
 
@@ -125,6 +122,7 @@ def plan_trials(
         nodes: of the cluster.
         compute: how the work is spread.
         held: see `held_memory` [bytes].
+        most: trials, unless `compute.trials` names another number.
 
     Raises:
         JobError: no node, or not enough of them, can hold the workers of one trial.
@@ -144,9 +142,9 @@ def plan_trials(
             f"compute.workers_per_trial is {workers}, but the cluster has room for {slots} workers of {kind} and "
             f"{memory} each; lower it or add nodes."
         )
-    trials = min(compute.trials or len(members), max(1, slots // workers), len(members))
+    trials = min(compute.trials or most, slots // workers, len(members))
     groups = [list(members[i::trials]) for i in range(trials)]
-    resources = {"CPU": 1.0 if workers == 1 else TRAIN_WORKER_CPU} | ({"GPU": gpus} if gpus else {})
+    resources = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
     share = worker_memory(held, trials * workers, nodes, compute)
     return groups, resources | ({} if math.isinf(share) else {"memory": int(share)})
 
@@ -206,147 +204,77 @@ def _slots(node: Node, gpus: float, memory: float) -> int:
     return min(int(node.cpus), on_gpus, int(min(node.memory / memory, 1e9)))
 
 
-# Trials in Ray Tune.
+# Trials.
 
 
-def _run_trials(tasks: list[Task], groups: list[list[Member]]) -> None:
-    compute, resources = tasks[0].compute, tasks[0].resources
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output prints tables even when verbose is 0
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end the trials, and not the job
-    # Ray Tune would copy them from here into the trials' command lines and Ray's logs; every node has its own.
-    class_cache.ENV_VARS_TO_PROPAGATE -= {v for v in class_cache.ENV_VARS_TO_PROPAGATE if v.startswith("AWS_")}
-    own = {"cpu": TRIAL_DRIVER_CPU} if compute.workers_per_trial > 1 else {k.lower(): v for k, v in resources.items()}
-    progress = TrialProgress(tasks[0].recipe.epochs, sum(map(len, groups)), compute.wait_for_resources_s)
-    with _records() as folder:
-        tuner = tune.Tuner(
-            tune.with_resources(partial(run_trial, tasks), own),
-            param_space={"members": tune.grid_search(groups)},
-            tune_config=tune.TuneConfig(max_concurrent_trials=len(groups)),
-            run_config=tune.RunConfig(
-                storage_path=folder,
-                failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[progress],
-                verbose=0,
-            ),
-        )
-        results = tuner.fit()
-    if progress.starved:
-        raise JobError(progress.starved)
-    progress.progress.finish()
-    if results.errors:
-        raise RuntimeError(f"{len(results.errors)} of {len(groups)} trials failed; the first: {results.errors[0]}")
+def name_trial(tasks: Sequence[Task], members: Sequence[Member]) -> str:
+    """Name of a trial on the dashboard: `upl-star-members-0-to-14-by-2`."""
+    parts = []
+    for i, task in enumerate(tasks):
+        mine = [m for of, m in members if of == i]
+        if mine:
+            step = mine[1] - mine[0] if len(mine) > 1 else 1
+            even = len(mine) > 2 and mine == list(range(mine[0], mine[-1] + 1, step))
+            numbers = f"{mine[0]}-to-{mine[-1]}" + f"-by-{step}" * (step > 1) if even else "-".join(map(str, mine))
+            parts.append(f"{task.variant.replace('*', '-star')}-members-{numbers}")
+    return "-".join(parts)
 
 
-def _records() -> tempfile.TemporaryDirectory[str]:
-    """A folder for the records of Ray Tune and Ray Train about themselves, which nobody reads.
+class TrialProgress:
+    """Logs finished epochs of all members, and how steps are done.
 
-    Members and their checkpoints go to storage without Ray's help, so a folder of this machine is enough. In object
-    storage Ray would make directory markers and a hundred requests.
+    Args:
+        trials: how many report.
+        epochs: that all members are trained together.
     """
-    return tempfile.TemporaryDirectory(prefix="upl-trials-", ignore_cleanup_errors=True)
 
+    def __init__(self, trials: int, epochs: int) -> None:
+        self._progress = Progress("training", epochs, "epochs")
+        self._seen = [0] * trials
+        self._step_modes: set[str] = set()
 
-class TrialProgress(tune.Callback):
-    """Logs finished epochs of all members and how steps are done, and stops when no trial finds room for too long."""
-
-    def __init__(self, epochs: int, members: int, patience_s: float) -> None:
-        self.progress = Progress("training", epochs * members, "epochs")
-        self.seen: dict[str, int] = {}
-        self.step_modes: set[str] = set()
-        self.starved = ""  # why no trial could run
-        self._patience_s, self._last_running = patience_s, time.monotonic()
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Called by Tune in every round; stops it when no trial has found room for too long."""
-        states = {t.status for t in trials}
-        if Trial.RUNNING in states or Trial.PENDING not in states:
-            self._last_running = time.monotonic()
-        elif time.monotonic() - self._last_running > self._patience_s and not self.starved:
-            self.starved = (
-                f"No trial found room within compute.wait_for_resources_s = {self._patience_s} s, as others hold the "
-                f"cluster's CPUs, GPUs or memory, or nodes are gone; free some, add nodes or wait, and run the job "
-                f"again."
-            )
-            raise JobError(self.starved)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Called by Tune with each report of a trial."""
-        step_mode = result.get("step_mode")
-        if step_mode and step_mode not in self.step_modes:
-            self.step_modes.add(step_mode)
+    def add(self, trial: int, report: Report) -> None:
+        """Take in the report of a trial; one that was started again may be behind an earlier one."""
+        step_mode = report.get("step_mode")
+        if step_mode and step_mode not in self._step_modes:
+            self._step_modes.add(step_mode)
             log.info("%-12s %s", "training", step_mode)
-        done = result["member_epochs"]
-        self.progress.advance(max(0, done - self.seen.get(trial.trial_id, 0)))
-        self.seen[trial.trial_id] = max(done, self.seen.get(trial.trial_id, 0))
+        done = report["member_epochs"]
+        self._progress.advance(max(0, done - self._seen[trial]))
+        self._seen[trial] = max(done, self._seen[trial])
+
+    def finish(self) -> None:
+        """Log the closing line."""
+        self._progress.finish()
 
 
 def on_this_worker(task: Task) -> Task:
-    """The task with the resources of a plain Ray task, for groups that are trained without Ray Tune."""
+    """The task with the resources of a plain Ray task, for groups that are trained without a trial."""
     assigned = ray.get_runtime_context().get_assigned_resources()
     return replace(task, resources={k: v for k, v in assigned.items() if k in ("CPU", "GPU", "memory")})
 
 
-def run_trial(tasks: list[Task], config: dict[str, Any]) -> None:
-    """Body of one Tune trial: train `config["members"]` here, or share them among Ray Train workers."""
-    compute, resources = tasks[0].compute, tasks[0].resources
-    if compute.workers_per_trial == 1:
-        train_in_turn(tasks, config["members"], tune.report)
-        return
-    wait_s = str(compute.wait_for_resources_s)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", wait_s)
-    with _records() as folder:
-        trainer = TorchTrainer(
-            partial(train_worker, tasks),
-            train_loop_config={"members": config["members"]},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=compute.workers_per_trial,
-                use_gpu="GPU" in resources,
-                resources_per_worker=resources,
-            ),
-            run_config=ray.train.RunConfig(
-                name=f"train-{tune.get_context().get_trial_id()}-{uuid.uuid4().hex[:8]}",
-                storage_path=folder,
-                # Without a limit, workers that find no room would be waited for without end.
-                failure_config=ray.train.FailureConfig(controller_failure_limit=0),  # type: ignore[call-arg]
-                callbacks=[TuneReportCallback()],  # type: ignore[list-item]  # Ray documents exactly this use
-            ),
-        )
-        trainer.fit()
+# Inside of a worker.
 
 
-def train_worker(tasks: list[Task], config: dict[str, Any]) -> None:
-    """Body of one Ray Train worker: every n-th member of the trial.
+def train_in_turn(tasks: Sequence[Task], members: Sequence[Member]) -> Iterator[Report]:
+    """Body of a trial: train some members, those of one task as one batch; reports count the epochs of all.
 
-    Workers never wait for each other, so each reports once, at the end, when all of its members are in storage.
-    """
-    context = ray.train.get_context()
-    mine = config["members"][context.get_world_rank() :: context.get_world_size()]
-    train_in_turn(tasks, mine, lambda metrics: None)
-    ray.train.report({"member_epochs": tasks[0].recipe.epochs * len(config["members"])})
-
-
-def train_in_turn(tasks: list[Task], members: Sequence[Member], report: Report) -> None:
-    """Train some members, those of one task as one batch; reports count the epochs of all.
-
-    A trial that is tried again does not train again what it has finished.
+    A trial that is started again does not train again what it has finished.
     """
     before = 0
+    yield {"member_epochs": before}  # it runs
     for i, task in enumerate(tasks):
         mine = [m for of, m in members if of == i]
         todo = sorted(set(mine).intersection(unfinished_members(task.step, task.recipe)))
         before += task.recipe.epochs * (len(mine) - len(todo))
         if todo:
-            train_group(task, todo, partial(_report_after, before, report))
+            for report in train_group(task, todo):
+                yield {**report, "member_epochs": before + report["member_epochs"]}
             before += task.recipe.epochs * len(todo)
 
 
-def _report_after(before: int, report: Report, metrics: dict[str, Any]) -> None:
-    report({**metrics, "member_epochs": before + metrics["member_epochs"]})
-
-
-def train_group(task: Task, members: list[int], report: Report) -> None:
+def train_group(task: Task, members: list[int]) -> Iterator[Report]:
     """Train some members as one batch from their last checkpoints, and write each to storage."""
     device = device_of(task.resources.get("GPU", 0.0), task.compute)
     if device == "cpu":
@@ -365,19 +293,17 @@ def train_group(task: Task, members: list[int], report: Report) -> None:
         if start:
             learner.load_states([checkpoints[m].state for m in group])
         losses = [list(checkpoints[m].losses) for m in group]
-        done = _train_epochs(task, learner, start, losses, done, report)
+        for report in _train_epochs(task, learner, start, losses):
+            yield {**report, "member_epochs": done + report["member_epochs"]}
+        done += task.recipe.epochs * len(group)
 
 
-def _train_epochs(
-    task: Task, learner: PromptLearner, start: int, losses: list[list[float]], done: int, report: Report
-) -> int:
+def _train_epochs(task: Task, learner: PromptLearner, start: int, losses: list[list[float]]) -> Iterator[Report]:
     recipe, last_report = task.recipe, time.monotonic()
-    done += start * len(learner.members)
     for epoch in range(start, recipe.epochs):
         for history, loss in zip(losses, learner.train_epoch(epoch), strict=True):
             history.append(loss)
-        metrics.trained(learner.members, [history[-1] for history in losses])
-        done += len(learner.members)
+        metrics.trained(task.variant, learner.members, [history[-1] for history in losses])
         last = epoch + 1 == recipe.epochs
         if last:
             write_members(task.step, learner, losses, task.about())
@@ -386,5 +312,5 @@ def _train_epochs(
         if last or time.monotonic() - last_report >= REPORT_INTERVAL_S:
             last_report = time.monotonic()
             loss = sum(h[-1] for h in losses) / len(losses)
-            report({"epoch": epoch + 1, "member_epochs": done, "loss": loss, "step_mode": learner.describe_step()})
-    return done
+            done = (epoch + 1) * len(learner.members)
+            yield {"epoch": epoch + 1, "member_epochs": done, "loss": loss, "step_mode": learner.describe_step()}

@@ -160,7 +160,8 @@ def _learn_and_classify(
     todo = unfinished_members(task.step, task.recipe)
     if todo:
         task = train.on_this_worker(task)
-        train.train_group(task, todo, lambda metrics: None)
+        for _ in train.train_group(task, todo):
+            pass
     finish_members(task.step, task.recipe)
     tensors = read_members(task.step, task.recipe)
     text_features, ctx = (torch.stack([t[name] for t in tensors]) for name in ("text_features", "ctx"))
