@@ -7,6 +7,7 @@
 #                       (a hundred; UPL_KILLS=20: fewer)
 #   make lint           ruff, mypy and pip check
 #   make bench          the benchmarks (benchmarks/README.md), each with one line of JSON
+#   make bench-gpu      the benchmarks of a GPU and the tests that need one (ARGS=--quick: two backbones, 100 classes)
 #   make demo-weights   train the demo's backbones again
 #   make constraints    resolve constraints.txt again, keeping the pins that still fit (UPGRADE=1: newest of everything)
 #   make clean          remove the environment and all caches
@@ -14,7 +15,7 @@
 # PYTHON=/path/to/python chooses the interpreter; VENV=folder another place for the environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults lint bench demo-weights constraints clean
+.PHONY: help demo test test-slow test-faults lint bench bench-gpu demo-weights constraints clean
 .DELETE_ON_ERROR:
 
 VENV ?= .venv
@@ -57,6 +58,9 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.training
 	$(VENV)/bin/python -m benchmarks.memory
 	$(VENV)/bin/python -m benchmarks.selection
+
+bench-gpu: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m benchmarks.gpu $(ARGS)
 
 demo-weights: $(VENV)/.installed
 	$(VENV)/bin/python -m upl_ray.demo.pretraining.pretrain $(ARGS)

@@ -1,8 +1,9 @@
-"""Timing of alternatives in one interleaved run, and the machine's own matmul peak."""
+"""Timing of alternatives in one interleaved run, the machine's own matmul peak, busy shares and memory."""
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -11,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
-def interleaved(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each side in every round; a round runs each side once, so that both meet the same disturbances."""
-    for side in sides.values():
-        side()  # warm-up: allocations, threads
+def interleaved(sides: dict[str, Callable[[], Any]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Seconds of each side in every round; a round runs each side once, so that both meet the same disturbances.
+
+    Without `warm_up` the caller has made each side's allocations and threads already.
+    """
+    for side in sides.values() if warm_up else ():
+        side()
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
@@ -39,10 +44,46 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def matmul_rate(dtype: torch.dtype, device: str, size: int = 2048, repeats: int = 3) -> float:
-    """Best measured rate of a large square matrix product in this precision [FLOP/s]."""
+def matmul_rate(dtype: torch.dtype, device: str, repeats: int = 3) -> float:
+    """Best measured rate of a large square matrix product in this precision [FLOP/s]; larger on a GPU, to fill it."""
+    size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / min(seconds_of(partial(torch.matmul, a, b)) for _ in range(repeats))
+
+
+def busy_share(side: Callable[[], Any], device: str) -> float:
+    """Share of one call's wall clock in which a kernel runs on the GPU, or on CPUs an operator of torch.
+
+    By torch's profiler, whose own work makes calls with many small kernels look a little less busy. Copies to and from
+    the GPU do not count. NaN: the profiler saw nothing.
+    """
+    activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
+    for _ in range(2):  # the first starts the profiler
+        with profile(activities=[activity]) as trace:
+            seconds = seconds_of(side)
+    work = [
+        (e.time_range.start, e.time_range.end)
+        for e in trace.events()
+        if e.device_type.name == device.upper()
+        and not e.is_user_annotation
+        and not e.name.startswith(("Memcpy", "Memset"))
+    ]
+    return covered(work) / 1e6 / seconds if work else math.nan
+
+
+def covered(intervals: list[tuple[float, float]]) -> float:
+    """Length of the union of intervals that may overlap."""
+    total, until = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+def peak_host_gib() -> float:
+    """Largest resident memory of this process so far [GiB]; `ru_maxrss` would begin with that of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def hardware(device: str) -> str:

@@ -4,7 +4,7 @@ python -m benchmarks.memory --classes 1000 --memory 1
 python -m benchmarks.memory --classes 21000 --memory 2
 
 RN50's text tower with random weights, 16 context tokens, batch 32, one member, fp32. `--memory` is what activations may
-take [GiB]; classes are processed in chunks, exactly, to stay below. The peak is the process' own (`ru_maxrss`), with
+take [GiB]; classes are processed in chunks, exactly, to stay below. The peak is the process' own (`VmHWM`), with
 weights, libraries and class names; beside it, what the process had taken before its first step.
 """
 
@@ -12,22 +12,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
 
 import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import nn
 
-from benchmarks.measure import hardware, report, seconds_of
+from benchmarks.measure import hardware, peak_host_gib, report, seconds_of
 from benchmarks.prompt_step import BATCH, LOGIT_SCALE, N_CTX, RandomClip
 from upl_ray.config.settings import Train
 from upl_ray.upl.prompt_encoder import PromptEncoder
 from upl_ray.upl.prompt_learner import PromptLearner
-
-
-def peak_gib() -> float:
-    """Largest resident memory of this process so far [GiB]."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
@@ -48,13 +42,13 @@ def main() -> None:
         LOGIT_SCALE,
         args.memory * 2**30,
     )
-    before = peak_gib()
+    before = peak_host_gib()
     row = {
         "classes": len(names),
         "chunks": len(learner.encoder.chunks),
         "first step [s]": seconds_of(lambda: learner.train_epoch(1)),
         "before [GiB]": before,
-        "peak [GiB]": peak_gib(),
+        "peak [GiB]": peak_host_gib(),
     }
     report("memory", [row], hardware=hardware("cpu"), torch=torch.__version__)
 

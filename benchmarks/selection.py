@@ -3,7 +3,7 @@
 python -m benchmarks.selection --rows 100000 1000000 10000000
 
 Pseudo-labels and confidences are generated in the tasks, 1,000 classes, K = 16. Each size runs in a process of its own,
-after the same small selection has warmed Ray up; its peak is what that process held at most (`ru_maxrss`).
+after the same small selection has warmed Ray up; its peak is what that process held at most (`VmHWM`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from benchmarks.measure import hardware, report, seconds_of
+from benchmarks.measure import hardware, peak_host_gib, report, seconds_of
 from upl_ray.config.settings import Compute
 from upl_ray.pipeline.selection import ROWS_OF_GROUP, streaming_top_k
 
@@ -54,7 +53,7 @@ def one(rows: int) -> dict[str, float]:
 
     select(100_000)
     seconds = seconds_of(lambda: select(rows))
-    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "peak": 1024 * peak_host_gib()}
 
 
 def main() -> None:
