@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from statistics import median
+from typing import Literal
 
 import open_clip
 import torch
@@ -37,11 +38,15 @@ class RandomClip:
         self.spec = argparse.Namespace(name="RN50")
 
 
-def step(encoder: PromptEncoder, ctx: Tensor, image_features: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+Precision = Literal["fp32", "bf16"]
+
+
+def step(
+    encoder: PromptEncoder, ctx: Tensor, image_features: Tensor, labels: Tensor, precision: Precision = "fp32"
+) -> Tensor:
     """Class features of one forward and backward pass; the gradient is left in `ctx.grad`."""
     ctx.grad = None
-    with torch.autocast(ctx.device.type, dtype, enabled=dtype != torch.float32):
-        text_features = encoder(ctx)
+    text_features = encoder(ctx, precision)
     logits = LOGIT_SCALE * image_features @ text_features.transpose(1, 2)  # [G, B, C]
     nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
     features: Tensor = text_features.detach()
@@ -50,7 +55,7 @@ def step(encoder: PromptEncoder, ctx: Tensor, image_features: Tensor, labels: Te
 
 def linear_flop(encoder: PromptEncoder, members: int) -> float:
     """Multiplications and additions that the linear layers need, forward and for the input's gradient; no padding."""
-    w, layers, c = encoder.width, len(encoder.packed[0].layers), len(encoder.ids)
+    w, layers, c = encoder.width, len(encoder.tower.transformer.resblocks), len(encoder.ids)
     p = encoder.packed[0].stop
     n = p + int((encoder.eos - p + 1).sum())
     middle = 24 * w * w * n * (layers - 2)
@@ -60,7 +65,7 @@ def linear_flop(encoder: PromptEncoder, members: int) -> float:
 
 
 def measure(
-    clip: RandomClip, classes: int, members: int, precision: str, args: argparse.Namespace
+    clip: RandomClip, classes: int, members: int, precision: Precision, args: argparse.Namespace
 ) -> dict[str, object]:
     """One row: both sides' seconds, their ratio, agreement, and the share of the matmul peak."""
     device, dtype = clip.device.type, DTYPES[precision]
@@ -75,15 +80,15 @@ def measure(
     labels = torch.randint(plain_classes, (members, BATCH), generator=generator).to(device)
 
     same = PromptEncoder(clip, names[:plain_classes], N_CTX)  # type: ignore[arg-type]
-    reference, reference_gradient = step(plain, ctx, features, labels, torch.float32), ctx.grad
-    packed, packed_gradient = step(same, ctx, features, labels, dtype), ctx.grad
+    reference, reference_gradient = step(plain, ctx, features, labels), ctx.grad
+    packed, packed_gradient = step(same, ctx, features, labels, precision), ctx.grad
     assert reference_gradient is not None
     assert packed_gradient is not None
     rates: list[float] = []
     seconds = interleaved(
         {
-            "plain": partial(step, plain, ctx[:1].detach().requires_grad_(), features[:1], labels[:1], torch.float32),
-            "packed": partial(step, ours, ctx, features, labels, dtype),
+            "plain": partial(step, plain, ctx[:1].detach().requires_grad_(), features[:1], labels[:1]),
+            "packed": partial(step, ours, ctx, features, labels, precision),
             "peak": lambda: rates.append(matmul_rate(dtype, device)),
         },
         args.repeats,

@@ -63,7 +63,7 @@ def main() -> None:
     times = interleaved(
         {
             "images": encode,
-            "plain step": partial(step, plain, ctx, *first, torch.float32),
+            "plain step": partial(step, plain, ctx, *first),
             "epoch of 1": partial(learners[1].train_epoch, 1),
             "epoch of 16": partial(learners[16].train_epoch, 1),
         },

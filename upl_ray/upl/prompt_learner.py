@@ -160,9 +160,7 @@ class PromptLearner:
         Returns:
             The losses [G].
         """
-        bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            text_features = self.encoder(ctx)  # [G, C, D]
+        text_features = self.encoder(ctx, self.recipe.precision)  # [G, C, D]
         logits = self.logit_scale * torch.einsum("gbd,gcd->gbc", image_features, text_features)  # [G, B, C]
         if self.log_prior is not None:
             logits = logits + self.log_prior
