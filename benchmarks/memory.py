@@ -24,14 +24,19 @@ from upl_ray.upl.prompt_encoder import PromptEncoder
 from upl_ray.upl.prompt_learner import PromptLearner
 
 
+def class_names(n: int) -> tuple[str, ...]:
+    """ImageNet's class names, then the same with adjectives and numbers before them."""
+    pairs = itertools.product(["", "small ", "old ", "red ", *[f"{i} " for i in range(100)]], IMAGENET_CLASSNAMES)
+    return tuple(adjective + name for adjective, name in itertools.islice(pairs, n))
+
+
 def main() -> None:
     """Print one row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--memory", type=float, default=1.0, help="GiB for activations")
     args = parser.parse_args()
-    pairs = itertools.product(["", "small ", "old ", "red ", *[f"{i} " for i in range(100)]], IMAGENET_CLASSNAMES)
-    names = tuple(adjective + name for adjective, name in itertools.islice(pairs, args.classes))
+    names = class_names(args.classes)
     clip = RandomClip("cpu")
     learner = PromptLearner(
         PromptEncoder(clip, names, N_CTX),  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -42,11 +42,15 @@ class RandomClip:
         self.spec = argparse.Namespace(name="RN50")
 
 
-def step(encoder: PromptEncoder, ctx: Tensor, image_features: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+Precision = Literal["fp32", "bf16"]
+
+
+def step(
+    encoder: PromptEncoder, ctx: Tensor, image_features: Tensor, labels: Tensor, precision: Precision = "fp32"
+) -> Tensor:
     """Class features of one forward and backward pass; the gradient is left in `ctx.grad`."""
     ctx.grad = None
-    with torch.autocast(ctx.device.type, dtype, enabled=dtype != torch.float32):
-        text_features = encoder(ctx)
+    text_features = encoder(ctx, precision)
     logits = LOGIT_SCALE * image_features @ text_features.transpose(1, 2)  # [G, B, C]
     nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
     features: Tensor = text_features.detach()
@@ -58,7 +62,7 @@ def step_of_each(encoder: PromptEncoder, ctx: Tensor, features: Tensor, labels: 
     found, gradients = [], []
     for g in range(len(ctx)):
         one = ctx[g : g + 1].detach().requires_grad_()
-        found.append(step(encoder, one, features[g : g + 1], labels[g : g + 1], torch.float32))
+        found.append(step(encoder, one, features[g : g + 1], labels[g : g + 1]))
         assert one.grad is not None
         gradients.append(one.grad / len(ctx))  # the loss is the mean over all members' images
     return torch.cat(found), torch.cat(gradients)
@@ -75,7 +79,7 @@ def plain_limit(clip: RandomClip) -> int:
 
 def linear_flop(encoder: PromptEncoder, members: int) -> float:
     """Multiplications and additions that the linear layers need, forward and for the input's gradient; no padding."""
-    w, layers, c = encoder.width, len(encoder.packed[0].layers), len(encoder.ids)
+    w, layers, c = encoder.width, len(encoder.tower.transformer.resblocks), len(encoder.ids)
     p = encoder.packed[0].stop
     n = p + int((encoder.eos - p + 1).sum())
     middle = 24 * w * w * n * (layers - 2)
@@ -85,7 +89,7 @@ def linear_flop(encoder: PromptEncoder, members: int) -> float:
 
 
 def measure(
-    clip: RandomClip, classes: int, members: int, precision: str, args: argparse.Namespace
+    clip: RandomClip, classes: int, members: int, precision: Precision, args: argparse.Namespace
 ) -> dict[str, object]:
     """One row: both sides' seconds, their ratio, agreement, and the share of the matmul peak."""
     device, dtype = clip.device.type, DTYPES[precision]
@@ -101,17 +105,17 @@ def measure(
 
     same = PromptEncoder(clip, names[:plain_classes], N_CTX)  # type: ignore[arg-type]
     reference, reference_gradient = step_of_each(plain, ctx, features, labels)
-    packed, packed_gradient = step(same, ctx, features, labels, dtype), ctx.grad
+    packed, packed_gradient = step(same, ctx, features, labels, precision), ctx.grad
     assert packed_gradient is not None
     rates: list[float] = []
     first = ctx[:1].detach().requires_grad_(), features[:1], labels[:1]
     sides: dict[str, Callable[[], Any]] = {
-        "plain": partial(step, plain, *first, torch.float32),
-        "packed": partial(step, ours, ctx, features, labels, dtype),
+        "plain": partial(step, plain, *first),
+        "packed": partial(step, ours, ctx, features, labels, precision),
         "peak": lambda: rates.append(matmul_rate(dtype, device)),
     }
-    if dtype != torch.float32:
-        sides["plain alike"] = partial(step, plain, *first, dtype)
+    if precision != "fp32":
+        sides["plain alike"] = partial(step, plain, *first, precision)
     rounds = interleaved(sides, args.repeats)
     seconds = {side: median(times) for side, times in rounds.items()}
     scale = classes / plain_classes * members

@@ -68,7 +68,7 @@ def published_sides(clip: RandomClip, names: tuple[str, ...], views: Tensor) -> 
     pixels = torch.randn(BATCH, 3, 224, 224, device=clip.device)
     return {
         "images": partial(torch.inference_mode()(clip.model.encode_image), pixels),
-        "plain step": partial(step, plain, ctx, views[None].float(), labels[None], torch.float32),
+        "plain step": partial(step, plain, ctx, views[None].float(), labels[None]),
     }
 
 

@@ -129,7 +129,7 @@ def test_the_same_run_into_another_storage_is_bitwise_equal(first: dict[str, Any
 
 
 @pytest.mark.slow
-def test_members_on_ray_train_workers_equal_those_of_a_plain_trial(
+def test_members_whose_classes_two_workers_share_equal_those_of_a_plain_trial(
     first: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(first["storage"], tmp_path / "copy")

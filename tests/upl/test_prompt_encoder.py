@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import open_clip
@@ -9,14 +10,17 @@ import pytest
 import torch
 from models import MakeClip, resolve_folder, write_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from upl_ray.errors import ConfigError
+from upl_ray.upl import prompt_encoder
 from upl_ray.upl.clip_model import ClipModel
 from upl_ray.upl.prompt_encoder import PromptEncoder, prompt_tokens
 
 TEMPLATE_CTX = "a photo of a"
 NAMES = ("cat", "golden retriever", "Boeing 747-400", "x", "l'œuf à la coque")
 WORDS = ("cat", "dog", "red", "big", "sea", "old", "car", "sky")  # a token each
+OF = ("weight", "bias")
 EOS = 49407  # of open_clip's default tokenizer
 FIRST_UNUSED = 1000  # no prompt here contains this token or the twenty behind it
 CUSTOM = {"block_type": "custom", "qk_norm": True, "scale_heads": True, "scale_attn": True, "scale_fc": True}
@@ -161,6 +165,62 @@ def test_every_pass_and_any_chunking_of_classes_give_the_same(shape: tuple[ClipM
     for features, gradient in results[1:]:
         torch.testing.assert_close(features, results[0][0], rtol=0, atol=2e-6)
         torch.testing.assert_close(gradient, results[0][1], rtol=0, atol=float(1e-5 * results[0][1].abs().max()))
+
+
+class Casts(TorchDispatchMode):
+    """Counts conversions of some tensors to another dtype."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.pointers, self.seen = {t.data_ptr() for t in tensors}, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._to_copy.default:
+            self.seen += args[0].data_ptr() in self.pointers
+        return function(*args, **(kwargs or {}))
+
+
+def bf16_pass(encoder: PromptEncoder, ctx: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Features and gradient of a pass in bf16, and how many weights were cast in it."""
+    ctx = ctx.requires_grad_()
+    model = encoder.bf16_model
+    with Casts(model.parameters()) as casts:
+        features = encoder(ctx, "bf16")
+    (gradient,) = torch.autograd.grad(features[..., 0].square().sum(), ctx)
+    return features.detach(), gradient, casts.seen
+
+
+def test_weights_cast_once_give_what_autocast_gives_bitwise_in_every_pass(
+    shape: tuple[ClipModel, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, fastest = shape
+    passes = {"packed": ("own", "truncated", "packed"), "truncated": ("own", "truncated")}.get(fastest, ("own",))
+    contexts, seen = random_ctx(clip, 2, 6), {}
+    for cast_once in (True, False):
+        if not cast_once:  # the oracle: torch.autocast over the tower in float32
+            monkeypatch.setattr(prompt_encoder, "cast_linear_weights", lambda model: model)
+        for mode in passes:
+            for chunks in (1, 3):
+                encoder = PromptEncoder(clip, NAMES, 6)
+                encoder.mode = mode  # type: ignore[assignment]
+                encoder.split(chunks)
+                seen[cast_once, mode, chunks] = bf16_pass(encoder, contexts)
+    for _, mode, chunks in (key for key in seen if key[0]):
+        ours, autocast = seen[True, mode, chunks], seen[False, mode, chunks]
+        assert torch.equal(ours[0], autocast[0])
+        assert torch.equal(ours[1], autocast[1])
+        assert ours[2] == 0 < autocast[2]
+
+
+def test_a_pass_in_bf16_leaves_the_one_in_float32_as_it_is_and_copies_no_other_weights(small_clip: ClipModel) -> None:
+    encoder, ctx = PromptEncoder(small_clip, NAMES, 4), random_ctx(small_clip, 2, 4)
+    before = encoder(ctx)
+    assert not torch.equal(encoder(ctx, "bf16"), before)
+    assert torch.equal(encoder(ctx), before)
+    theirs = dict(small_clip.model.named_parameters())
+    copied = {name for name, p in encoder.bf16_model.named_parameters() if p is not theirs[name]}
+    linear = [f"{name}{of}" for name in ("attn.out_proj.", "mlp.c_fc.", "mlp.c_proj.", "attn.in_proj_") for of in OF]
+    assert copied == {f"transformer.resblocks.{i}.{name}" for i in range(2) for name in linear} | {"text_projection"}
 
 
 def test_quick_gelu_is_what_the_configuration_says(make_clip: MakeClip) -> None:

@@ -315,7 +315,7 @@ class Compute(Section):
         None, ge=1, description="Groups the members are split into, trained concurrently; None: as many as run at once."
     )
     workers_per_trial: int = Field(
-        1, ge=1, description="Ray Train workers of one trial, which share its members; 1 trains in the trial itself."
+        1, ge=1, description="Workers of one trial, which share the classes of its members, for very many classes."
     )
     memory_per_trial: float | None = Field(
         None,

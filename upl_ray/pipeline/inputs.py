@@ -109,7 +109,12 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
 
 
 def _check_names(config: Config, specs: dict[str, ClipSpec], classnames: tuple[str, ...]) -> None:
-    """Refuse class names that do not fit beside the context, or in the template, of a model."""
+    """Refuse class names that do not fit beside the context, or in the template, of a model; or too few of them."""
+    if config.compute.workers_per_trial > len(classnames):
+        raise ConfigError(
+            f"compute.workers_per_trial is {config.compute.workers_per_trial}, but the workers of a trial share its "
+            f"classes, and there are {len(classnames)}; lower it."
+        )
     check_context(specs[config.target_backbone.label], classnames, config.train, "lower train.n_ctx")
     for spec in specs.values():
         check_prompts(spec, fill_template(config.template, classnames))

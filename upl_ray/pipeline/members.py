@@ -88,7 +88,9 @@ def read_checkpoint(step: Step, member: int) -> Checkpoint:
 
 
 def write_checkpoints(step: Step, learner: PromptLearner, epoch: int, losses: list[list[float]]) -> None:
-    """Store what each member needs to go on from `epoch`."""
+    """Store what each member needs to go on from `epoch`; of workers that share the classes, the first one does."""
+    if learner.shares.rank:
+        return
     for member, history in zip(learner.members, losses, strict=True):
         assert len(history) == epoch
         tensors = {**learner.state(member), "losses": torch.tensor(history, dtype=torch.float64)}
@@ -96,8 +98,13 @@ def write_checkpoints(step: Step, learner: PromptLearner, epoch: int, losses: li
 
 
 def write_members(step: Step, learner: PromptLearner, losses: list[list[float]], about: dict[str, Any]) -> None:
-    """Store each finished member as one safetensors file that says in `about` what it was learned from."""
+    """Store each finished member as one safetensors file that says in `about` what it was learned from.
+
+    All workers that share the classes take part, and the first one writes.
+    """
     text_features = learner.text_features().cpu()  # [G, C, D]
+    if learner.shares.rank:
+        return
     for g, member in enumerate(learner.members):
         tensors = {
             "ctx": learner.state(member)["ctx"],

@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 import torch
+import torch.distributed as dist
 
 from upl_ray.cluster import metrics
 from upl_ray.cluster.placement import CUDA_HOST_BASE, GIB, HOST_BASE, Node, device_of
@@ -37,6 +38,7 @@ from upl_ray.pipeline.refinement import estimated_shares
 from upl_ray.pipeline.views import read_views, views_bytes
 from upl_ray.progress import Progress
 from upl_ray.storage.step import Step
+from upl_ray.upl.class_shares import ClassShares
 from upl_ray.upl.clip_model import ClipModel
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.prompt_encoder import PromptEncoder
@@ -279,8 +281,9 @@ def train_group(task: Task, members: list[int]) -> Iterator[Report]:
     device = device_of(task.resources.get("GPU", 0.0), task.compute)
     if device == "cpu":
         torch.set_num_threads(1)  # the same sums in the same order, however many cores the machine has
+    shares = shares_of_this_worker(task)
     clip = ClipModel(task.spec, precision="fp32", device=device)
-    encoder = PromptEncoder(clip, task.classnames, task.recipe.n_ctx)
+    encoder = PromptEncoder(clip, task.classnames[shares.own], task.recipe.n_ctx)
     features, labels = read_views(task.views, task.selection)
     prior = floored(torch.tensor(estimated_shares(task.prior))) if task.prior else None
     checkpoints = {m: read_checkpoint(task.step, m) for m in members}
@@ -289,13 +292,19 @@ def train_group(task: Task, members: list[int]) -> Iterator[Report]:
     for start, same in itertools.groupby(by_epoch, key=lambda m: checkpoints[m].epoch):
         group = list(same)
         memory = activation_memory(task, device)
-        learner = PromptLearner(encoder, features, labels, group, task.recipe, clip.logit_scale, memory, prior)
+        learner = PromptLearner(encoder, features, labels, group, task.recipe, clip.logit_scale, memory, prior, shares)
         if start:
             learner.load_states([checkpoints[m].state for m in group])
         losses = [list(checkpoints[m].losses) for m in group]
         for report in _train_epochs(task, learner, start, losses):
             yield {**report, "member_epochs": done + report["member_epochs"]}
         done += task.recipe.epochs * len(group)
+
+
+def shares_of_this_worker(task: Task) -> ClassShares:
+    """The classes that this worker of Ray Train encodes, or all of them in a plain task."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return ClassShares(len(task.classnames), rank, world)
 
 
 def _train_epochs(task: Task, learner: PromptLearner, start: int, losses: list[list[float]]) -> Iterator[Report]:
@@ -309,7 +318,8 @@ def _train_epochs(task: Task, learner: PromptLearner, start: int, losses: list[l
             write_members(task.step, learner, losses, task.about())
         elif (epoch + 1) % recipe.checkpoint_every == 0:
             write_checkpoints(task.step, learner, epoch + 1, losses)
-        if last or time.monotonic() - last_report >= REPORT_INTERVAL_S:
+        due = last or time.monotonic() - last_report >= REPORT_INTERVAL_S
+        if learner.shares.least(int(due), learner.device):  # all workers of a trial report, or none does
             last_report = time.monotonic()
             loss = sum(h[-1] for h in losses) / len(losses)
             done = (epoch + 1) * len(learner.members)

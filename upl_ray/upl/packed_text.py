@@ -81,8 +81,8 @@ class PackedTextEncoder(nn.Module):
 
     def __init__(self, tower: Any, ids: Tensor, eos: Tensor, stop: int) -> None:
         super().__init__()
-        self.layers = list(tower.transformer.resblocks)
-        self.ln_final, self.heads, self.stop = tower.ln_final, self.layers[0].attn.num_heads, stop
+        first_layer = tower.transformer.resblocks[0]
+        self.heads, self.stop = first_layer.attn.num_heads, stop
         lengths = [e - stop + 1 for e in eos.tolist()]
         self.block_size, blocks = choose_blocks(lengths)
         shape = len(blocks), self.block_size
@@ -105,21 +105,25 @@ class PackedTextEncoder(nn.Module):
             self.context_position = position[:stop]
             tokens = ids[owner.clamp(min=0).to(device), column.to(device)]
             self.suffix = (tower.token_embedding(tokens) + position[column.to(device)]).flatten(0, 1)  # [K * b, W]
-            self.suffix_qkv = _qkv(self.layers[0], self.suffix)  # [K * b, 3W]
+            self.suffix_qkv = _qkv(first_layer, self.suffix)  # [K * b, 3W]
 
     @property
     def tokens(self) -> int:
         """N: tokens that one member's pass runs through the linear layers."""
         return self.stop + len(self.suffix)
 
-    def forward(self, ctx: Tensor) -> Tensor:
-        """Features at EOS after the final layer norm, before the projection: [G, M, W] -> [G, C, W]."""
+    def forward(self, ctx: Tensor, tower: Any) -> Tensor:
+        """Features at EOS after the final layer norm, before the projection: [G, M, W] -> [G, C, W].
+
+        The layers are those of `tower`: the constructor's, or its copy with weights in bfloat16.
+        """
         g, m = ctx.shape[:2]
         sos = self.start[:, : self.stop - m].expand(g, -1, -1)
         prefix = torch.cat([sos, ctx + self.context_position[self.stop - m :]], dim=1)  # [G, P, W]
         x = torch.cat([prefix, self.suffix.expand(g, -1, -1)], dim=1)  # [G, N, W]
-        first, last = self.layers[0], self.layers[-1]
-        for layer in self.layers:
+        layers = tower.transformer.resblocks
+        first, last = layers[0], layers[-1]
+        for layer in layers:
             if layer is first:
                 qkv = torch.cat([_qkv(layer, prefix), self.suffix_qkv.expand(g, -1, -1)], dim=1)
             else:
@@ -131,7 +135,7 @@ class PackedTextEncoder(nn.Module):
                 attended = torch.cat([of_prefix, of_suffix], dim=1)  # [G, N, W]
             x = x + layer.ls_1(layer.attn.out_proj(attended))
             x = x + layer.ls_2(layer.mlp(layer.ln_2(x)))
-        return self.ln_final(x)  # type: ignore[no-any-return]
+        return tower.ln_final(x)  # type: ignore[no-any-return]
 
     def _attend(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Causal attention of the prefix [G, P, W], and of each suffix to the prefix and itself [G, K * b, W].

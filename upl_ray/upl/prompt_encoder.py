@@ -14,6 +14,8 @@ Three passes give the same result; the tower decides which is used:
 
 from __future__ import annotations
 
+import copy
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -75,11 +77,10 @@ class PromptEncoder(nn.Module):
     def __init__(self, clip: ClipModel, classnames: tuple[str, ...], n_ctx: int) -> None:
         super().__init__()
         self.model = clip.model
-        self.tower: Any = clip.model.text if hasattr(clip.model, "text") else clip.model
+        self.tower = find_tower(clip.model)
         ids, self.ctx_start = prompt_tokens(clip.tokenizer, classnames, n_ctx)
         self.ids, self.ctx_stop = ids.to(clip.device), self.ctx_start + n_ctx
-        self.embedding = find_token_embedding(self.tower)
-        self.width = self.embedding.embedding_dim
+        self.width = find_token_embedding(self.tower).embedding_dim
         self.ctx_shape = (n_ctx, self.width)
         self.mode = choose_pass(self.tower)
         if self.mode != "own":
@@ -94,20 +95,32 @@ class PromptEncoder(nn.Module):
         if self.mode == "packed":
             self.packed = [PackedTextEncoder(self.tower, self.ids[s], self.eos[s], self.ctx_stop) for s in self.chunks]
 
-    def forward(self, ctx: Tensor) -> Tensor:
-        """L2-normalised class features of contexts, [G, M, W] -> [G, C, D]."""
-        if len(self.chunks) == 1:
-            return self.encode(ctx, 0)
-        chunks = range(len(self.chunks))
-        return torch.cat([checkpoint(self.encode, ctx, i, use_reentrant=False) for i in chunks], dim=1)
+    @cached_property
+    def bf16_model(self) -> Any:
+        """The model for passes in bf16; its linear layers exist a second time, in half of their memory."""
+        return cast_linear_weights(self.model)
 
-    def encode(self, ctx: Tensor, chunk: int) -> Tensor:
+    def forward(self, ctx: Tensor, precision: Literal["fp32", "bf16"] = "fp32") -> Tensor:
+        """L2-normalised class features of contexts, [G, M, W] -> [G, C, D].
+
+        In bf16, matrix products are rounded to it; everything else, and the result, stays in float32 (torch.autocast).
+        """
+        bf16 = precision == "bf16"
+        model, chunks = self.bf16_model if bf16 else self.model, range(len(self.chunks))
+        with torch.autocast(ctx.device.type, torch.bfloat16, enabled=bf16):
+            if len(chunks) == 1:
+                return self.encode(ctx, 0, model)
+            return torch.cat([checkpoint(self.encode, ctx, i, model, use_reentrant=False) for i in chunks], dim=1)
+
+    def encode(self, ctx: Tensor, chunk: int, model: Any) -> Tensor:
         """Features of one chunk of classes [G, c, D]."""
+        tower = find_tower(model)
         if self.mode == "packed":
-            features = _project(self.tower, self.packed[chunk](ctx))
+            features = _project(tower, self.packed[chunk](ctx, tower))
+        elif self.mode == "truncated":
+            features = self._truncated(ctx, self.chunks[chunk], tower)
         else:
-            encode = self._truncated if self.mode == "truncated" else self._own
-            features = encode(ctx, self.chunks[chunk])
+            features = self._own(ctx, self.chunks[chunk], model)
         return nn.functional.normalize(features.float(), dim=-1)
 
     def activation_bytes(self) -> int:
@@ -129,28 +142,28 @@ class PromptEncoder(nn.Module):
         before, behind = embedded[..., : self.ctx_start, :], embedded[..., self.ctx_stop :, :]
         return torch.cat([before, ctx.to(embedded.dtype), behind], dim=-2)
 
-    def _truncated(self, ctx: Tensor, classes: slice) -> Tensor:
+    def _truncated(self, ctx: Tensor, classes: slice, tower: Any) -> Tensor:
         """Features before normalisation [G, c, D], from prompts that end with the longest one's EOS."""
-        tower, eos = self.tower, self.eos[classes]
+        eos = self.eos[classes]
         g, c, length = ctx.shape[0], len(eos), int(eos.max()) + 1
-        embedded = self.embedding(self.ids[classes, :length]).expand(g, -1, -1, -1)  # [G, c, L, W]
+        embedded = find_token_embedding(tower)(self.ids[classes, :length]).expand(g, -1, -1, -1)  # [G, c, L, W]
         x = self._insert_ctx(embedded, ctx.unsqueeze(1).expand(-1, c, -1, -1))  # [G, c, L, W]
         x = (x + tower.positional_embedding[:length]).flatten(0, 1)  # [G * c, L, W]
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
         x = x[torch.arange(g * c, device=x.device), eos.repeat(g)]  # [G * c, W]
         return _project(tower, tower.ln_final(x)).reshape(g, c, -1)
 
-    def _own(self, ctx: Tensor, classes: slice) -> Tensor:
+    def _own(self, ctx: Tensor, classes: slice, model: Any) -> Tensor:
         """The model's own forward pass, one member after the other, with a hook on its token embedding."""
-        features = []
+        embedding, features = find_token_embedding(find_tower(model)), []
         for member in ctx:  # [M, W]
 
             def insert_ctx(_: nn.Module, __: Any, out: Tensor, member: Tensor = member) -> Tensor:
                 return self._insert_ctx(out, member.expand(len(out), -1, -1))  # [c, L, W]
 
-            handle = self.embedding.register_forward_hook(insert_ctx)
+            handle = embedding.register_forward_hook(insert_ctx)
             try:
-                features.append(self.model.encode_text(self.ids[classes]))  # [c, D]
+                features.append(model.encode_text(self.ids[classes]))  # [c, D]
             finally:
                 handle.remove()
         return torch.stack(features)  # [G, c, D]
@@ -170,6 +183,32 @@ def is_causal(tower: Any) -> bool:
     if pool not in ("argmax", "eos") or mask is None or getattr(tower, "cls_emb", None) is not None:
         return False
     return bool(torch.isinf(mask[0, 1:]).all())
+
+
+def find_tower(model: Any) -> Any:
+    """The text tower of an open_clip model, which in classic models is the model itself."""
+    return model.text if hasattr(model, "text") else model
+
+
+def cast_linear_weights(model: Any) -> Any:
+    """A copy of a frozen model whose text tower has in bfloat16 what torch.autocast would cast to it at every step.
+
+    These are the weights of linear layers, in attention too, and the projection. Everything else is shared.
+    """
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for name, module in find_tower(model).named_modules():
+        if name.startswith("visual"):
+            continue
+        linear = isinstance(module, nn.Linear)
+        names = ("weight", "bias") if linear else ("in_proj_weight", "in_proj_bias", "text_projection")
+        for weight in [w for n in names if (w := module._parameters.get(n)) is not None]:
+            shared[id(weight)] = nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
+    cast = copy.deepcopy(model, shared)
+    for module in cast.modules():
+        if isinstance(module, nn.Linear):
+            # open_clip takes the dtype of its embeddings from a linear layer's weight, unless it finds this attribute.
+            vars(module)["int8_original_dtype"] = torch.float32
+    return cast
 
 
 def find_token_embedding(tower: Any) -> nn.Embedding:

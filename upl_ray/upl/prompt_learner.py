@@ -3,7 +3,10 @@
 Members are independent: initialisation, sample order and view order are functions of (seed, member, epoch) alone, the
 loss is a sum over members and SGD is elementwise. So a member's result does not depend on which others share its batch.
 
-Shapes: G members, n images, V views, B batch, C classes, M context tokens, W text width, D feature width.
+Several workers may share the classes of a member, see `class_shares.py`; each then runs this module with its share.
+
+Shapes: G members, n images, V views, B batch, C classes, c classes of this worker's share (all C for a single one),
+R workers, M context tokens, W text width, D feature width.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from upl_ray.config.settings import Train
+from upl_ray.upl.class_shares import ClassShares
 from upl_ray.upl.prompt_encoder import PromptEncoder
 
 VERSION = 1  # raise when the same recipe gives other contexts
@@ -77,7 +81,7 @@ class PromptLearner:
     """The context vectors of some members and one SGD optimiser over them.
 
     Args:
-        encoder: the frozen text tower of the target.
+        encoder: the frozen text tower of the target, with the class names of this worker's share.
         view_features: [n, V, D] normalised features of the selected images; V is 1 for clean crops.
         pseudo_labels: class of each image [n], or its probabilities [n, C].
         members: numbers of the members trained here; they seed everything random.
@@ -86,6 +90,11 @@ class PromptLearner:
         memory: limit of activations [bytes]; members, then classes are processed in turn to stay below. None: no limit.
         prior: shares of the classes among the images [C], whose logarithms are added to the logits, so that the
             contexts need not learn them (logit adjustment, arXiv 2007.07314, equation 10). None: nothing is added.
+        shares: this worker's share of the classes. All workers need the same arguments, except for the encoder and the
+            memory. None: a single worker.
+
+    Raises:
+        ValueError: the encoder's classes are not as many as the share's.
     """
 
     def __init__(
@@ -98,14 +107,21 @@ class PromptLearner:
         logit_scale: float,
         memory: float | None = None,
         prior: Tensor | None = None,
+        shares: ClassShares | None = None,
     ) -> None:
         self.encoder, self.recipe, self.logit_scale = encoder, recipe, logit_scale
-        self.members = tuple(members)
-        self.members_at_once, chunks = plan_step(len(self.members), encoder.activation_bytes(), memory)
+        self.members, self.device = tuple(members), encoder.ids.device
+        self.shares = ClassShares(len(encoder.ids)) if shares is None else shares
+        own = self.shares.own
+        if len(encoder.ids) != own.stop - own.start:
+            raise ValueError(f"The encoder has {len(encoder.ids)} classes, this worker's share {own.stop - own.start}.")
+        at_once, chunks = plan_step(len(self.members), encoder.activation_bytes(), memory)
+        # All workers meet once for each group of members: they must form the same ones.
+        self.members_at_once = self.shares.least(at_once, self.device)
         encoder.split(min(chunks, len(encoder.ids)))
-        self.device = encoder.ids.device
-        self.view_features, self.pseudo_labels = view_features.to(self.device), pseudo_labels.to(self.device)
-        self.log_prior = None if prior is None else prior.log().float().to(self.device)  # [C]
+        labels = pseudo_labels[:, own] if pseudo_labels.is_floating_point() else pseudo_labels  # [n, c] or [n]
+        self.view_features, self.pseudo_labels = view_features.to(self.device), labels.to(self.device)
+        self.log_prior = None if prior is None else prior[own].log().float().to(self.device)  # [c]
         n, n_views = view_features.shape[:2]
         orders = np.stack([view_orders(n, n_views, recipe, m) for m in members])
         self.view_orders = torch.from_numpy(orders).to(self.device)  # [G, n, V]
@@ -119,6 +135,7 @@ class PromptLearner:
         """For the log: the pass through the text tower, and how many turns members and classes take."""
         groups, chunks = -(-len(self.members) // self.members_at_once), len(self.encoder.chunks)
         in_turn = [f"members in {groups} turns"] * (groups > 1) + [f"classes in {chunks} turns"] * (chunks > 1)
+        in_turn += [f"classes shared by {self.shares.world} workers"] * (self.shares.world > 1)
         return ", ".join([f"prompts take the {self.encoder.mode} pass of the text tower", *in_turn])
 
     def train_epoch(self, epoch: int) -> list[float]:
@@ -146,6 +163,8 @@ class PromptLearner:
             loss = self.losses(self.ctx[some], image_features[some], labels[some])
             loss.sum().backward()
             losses.append(loss.detach())
+        assert self.ctx.grad is not None
+        self.shares.add_up(self.ctx.grad)
         self.optimizer.step()
         return torch.cat(losses)
 
@@ -155,27 +174,47 @@ class PromptLearner:
         Args:
             ctx: contexts [G, M, W].
             image_features: normalised [G, B, D].
-            labels: pseudo-labels [G, B], or their probabilities [G, B, C].
+            labels: pseudo-labels [G, B], or the probabilities [G, B, c] of the own classes.
 
         Returns:
-            The losses [G].
+            The losses [G]; their gradient is the own classes' part of it.
         """
-        bf16 = self.recipe.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            text_features = self.encoder(ctx)  # [G, C, D]
-        logits = self.logit_scale * torch.einsum("gbd,gcd->gbc", image_features, text_features)  # [G, B, C]
+        text_features = self.encoder(ctx, self.recipe.precision)  # [G, c, D]
+        logits = self.logit_scale * torch.einsum("gbd,gcd->gbc", image_features, text_features)  # [G, B, c]
         if self.log_prior is not None:
             logits = logits + self.log_prior
+        cross_entropy = self._cross_entropy if self.shares.world == 1 else self._shared_cross_entropy
+        return cross_entropy(logits, labels).mean(1)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of every image [G, B], from the logits of all classes."""
         targets = labels.flatten(0, 1)
         losses = nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.float() if targets.is_floating_point() else targets, reduction="none"
         )
-        return losses.view(labels.shape[:2]).mean(1)
+        return losses.view(labels.shape[:2])
+
+    def _shared_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of every image [G, B], from the logits of the own classes [G, B, c] and the statistics of the others.
+
+        It is lse * sum_c q_c - sum_c q_c z_c, where lse is the logarithm of sum_c exp(z_c); each worker has its part of
+        these three.
+        """
+        share = self.shares.own
+        if labels.is_floating_point():
+            weight, target = labels.float().sum(-1), (labels.float() * logits).sum(-1)
+        else:
+            mine = (labels >= share.start) & (labels < share.stop)
+            index = (labels - share.start).where(mine, 0)
+            weight, target = mine.float(), logits.gather(-1, index.unsqueeze(-1)).squeeze(-1).where(mine, 0.0)
+        own = torch.stack([logits.logsumexp(-1), weight, target])  # [3, G, B]
+        lse, weight, target = self.shares.gather(own).unbind(1)  # each [R, G, B]
+        return lse.logsumexp(0) * weight.sum(0) - target.sum(0)
 
     @torch.inference_mode()
     def text_features(self) -> Tensor:
         """Class features of every member [G, C, D] float32, one member at a time to bound memory."""
-        return torch.cat([self.encoder(ctx[None]) for ctx in self.ctx])
+        return self.shares.join(torch.cat([self.encoder(ctx[None]) for ctx in self.ctx]))
 
     def state(self, member: int) -> dict[str, Tensor]:
         """The state from which training of one member goes on: context and momentum, each [M, W]."""
