@@ -84,23 +84,20 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
     config = open_dataset(config, store)
     if isinstance(config.classnames, tuple):  # a data set's are taken as published, though ImageNet's repeat
         classnames = classnames or config.classnames
-    specs = {b.label: resolve_backbone(b, config.label.max_pixels) for b in config.backbones}
-    if config.label.decode == "fast":
-        specs = decoded_fast(specs)
-    if classnames:  # before new archives are indexed, which takes Ray and time
-        _check_names(config, specs, classnames)
     lists = partial(list_images, store, compute=config.compute, cluster=cluster)
     corpus = lists(config.corpus, field="corpus")
     scored = lists(config.scored, field="scored") if config.scored.uris else None
     held_out = lists(config.validation, field="validation") if validation and config.validation.uris else None
-    if not classnames:
-        classnames = folder_names(corpus)
-        _check_names(config, specs, classnames)
+    classnames = classnames or folder_names(corpus)
     listed = {"corpus": corpus, "scored": scored, "validation": held_out}
     sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
     for one in sets:
         check_labels(one.corpus, getattr(config, one.field).labels, one.field, classnames)
     check_apart(sets)
+    specs = {b.label: resolve_backbone(b, config.label.max_pixels) for b in config.backbones}
+    if config.label.decode == "fast":
+        specs = decoded_fast(specs)
+    _check_names(config, specs, classnames)
     log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
     inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out)
     if cluster:
