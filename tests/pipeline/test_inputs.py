@@ -98,7 +98,7 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
         ({"classnames": ["cat", "dog " * 40]}, "'dog dog .* does not fit behind 16 context tokens.*lower train.n_ctx"),
         (
             {"compute": {"workers_per_trial": 11}},
-            "workers_per_trial is 11, .* share its classes, and there are 10; lower",
+            "workers_per_trial is 11, .* share its classes, and there are 3; lower",
         ),
         ({"storage_path": "/proc/nothing/here"}, "storage_path '/proc/nothing/here' cannot be written"),
         ({"backbones": ["demo:vit_z"], "target": ""}, "no demo backbone 'demo:vit_z'; use one of .*demo:vit_a"),
