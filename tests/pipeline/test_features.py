@@ -111,6 +111,20 @@ def test_features_are_bitwise_equal_for_any_number_of_actors(
     assert np.array_equal(results[0][1], results[1][1])
 
 
+@pytest.mark.slow
+def test_compiled_features_lie_beside_the_plain_ones_and_differ_by_rounding(
+    cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
+) -> None:
+    plain = specs[0]
+    compiled = replace(plain, backbone=plain.backbone.model_copy(update={"compile": True, "name": "compiled"}))
+    corpus = list_corpus(Store(str(tmp_path)), Source(uri=str(pictures)), 10)
+    embed_all(corpus, [plain, compiled], Compute(chunk_size=4))  # shards of 10: chunks of 4, 4 and 2
+    (ids, features), (compiled_ids, found) = (stored(corpus, s) for s in (plain, compiled))
+    assert feature_step(corpus.step.store, plain).folder != feature_step(corpus.step.store, compiled).folder
+    assert ids == compiled_ids
+    np.testing.assert_allclose(found.astype(np.float32), features.astype(np.float32), rtol=0, atol=1e-3)
+
+
 @pytest.mark.faults
 def test_only_missing_pairs_of_shard_and_backbone_are_computed(
     cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
