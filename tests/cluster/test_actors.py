@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,26 @@ def test_decoding_is_not_fused_into_the_actors_of_the_first_pool(cluster: None) 
     pool = Pool(1.0, 0.0, 2**20, 1, "cpu", PoolOptions())
     decoded = ray.data.range(4).map(lambda row: {"task": os.getpid()})
     assert all(row["task"] != row["actor"] for row in add_pool(decoded, Actor, (), pool, 4).take_all())
+
+
+@pytest.mark.parametrize(("device", "calls"), [("cpu", 1), ("cuda", 2)])
+def test_only_actors_on_gpus_are_called_by_two_threads(cluster: None, device: str, calls: int) -> None:
+    class Meeting:
+        def __init__(self) -> None:
+            self.barrier, self.here = threading.Barrier(calls), 0
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            self.here += 1
+            self.barrier.wait(timeout=60)  # breaks unless that many calls are here at once
+            time.sleep(0.05)
+            together = self.here
+            self.barrier.wait(timeout=60)
+            self.here -= 1
+            return {"together": together}
+
+    pool = Pool(1.0, 0.0, 2**20, 1, device, PoolOptions())
+    rows = add_pool(ray.data.range(4, override_num_blocks=4), Meeting, (), pool, 4).take_all()
+    assert [row["together"] for row in rows] == 4 * [calls]
 
 
 def test_nodes_are_read_from_ray(cluster: None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from upl_ray.errors import JobError
 from upl_ray.pipeline.features import (
     CHUNKS_PER_SPAN,
     SPANS_PER_DATASET,
+    Encoder,
     commit_receipts,
     decode_chunks,
     feature_step,
@@ -109,6 +111,33 @@ def test_features_are_bitwise_equal_for_any_number_of_actors(
         results.append(stored(corpus, specs[0]))
     assert results[0][0] == results[1][0]
     assert np.array_equal(results[0][1], results[1][1])
+
+
+def test_two_threads_get_the_features_of_one(specs: list[ClipSpec]) -> None:
+    spec = specs[0]
+    encoder = Encoder(spec, "features", True, "cpu", 2)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 224, 224, 3), dtype=np.uint8)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(encoder, [{"chunk": i, spec.geometry.key: pixels[i]} for i in range(8)]))
+    for i, made in enumerate(found):
+        alone = [encoder.clip.encode_crops(pixels[i, :2]), encoder.clip.encode_crops(pixels[i, 2:])]
+        assert made.keys() == {"chunk", "features"}
+        assert made["chunk"] == i
+        assert np.array_equal(made["features"], np.concatenate(alone))
+
+
+@pytest.mark.slow
+def test_compiled_features_lie_beside_the_plain_ones_and_differ_by_rounding(
+    cluster: None, pictures: Path, specs: list[ClipSpec], tmp_path: Path
+) -> None:
+    plain = specs[0]
+    compiled = replace(plain, backbone=plain.backbone.model_copy(update={"compile": True, "name": "compiled"}))
+    corpus = list_corpus(Store(str(tmp_path)), Source(uri=str(pictures)), 10)
+    embed_all(corpus, [plain, compiled], Compute(chunk_size=4))  # shards of 10: chunks of 4, 4 and 2
+    (ids, features), (compiled_ids, found) = (stored(corpus, s) for s in (plain, compiled))
+    assert feature_step(corpus.step.store, plain).folder != feature_step(corpus.step.store, compiled).folder
+    assert ids == compiled_ids
+    np.testing.assert_allclose(found.astype(np.float32), features.astype(np.float32), rtol=0, atol=1e-3)
 
 
 @pytest.mark.faults

@@ -7,7 +7,7 @@ backward pass does not: PyTorch's engine asks the driver for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -15,7 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from upl_ray.upl.clip_model import ClipModel
+from upl_ray.upl import clip_model
+from upl_ray.upl.clip_model import ClipModel, memory_layout
 
 CUDA = torch.device("cuda:0")
 # CUDA lets these read from one device and write to another, and index by a tensor on the CPU.
@@ -37,6 +38,9 @@ class Claimed(torch.Tensor):
     def tolist(self) -> Any:
         return self.content.tolist()
 
+    def record_stream(self, stream: Any) -> None:
+        """Nothing: its memory is not that of a stream."""
+
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return dispatch(function, args, kwargs or {})
@@ -57,6 +61,8 @@ def dispatch(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """
     if function is torch.ops.prim.device.default:
         return CUDA if isinstance(args[0], Claimed) else args[0].device
+    if function is torch.ops.aten.pin_memory.default:  # asks the driver
+        return args[0]
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     on_cuda = [isinstance(x, Claimed) for x in tensors]
     name, target = function._schema.name, kwargs.get("device")
@@ -78,6 +84,8 @@ def claimed_cuda() -> Iterator[None]:
     torch._C._set_only_lift_cpu_tensors(True)
     answers = {"_lazy_init": None, "is_available": True, "is_bf16_supported": True, "current_device": 0}
     patches = [mock.patch(f"torch.cuda.{name}", return_value=value) for name, value in answers.items()]
+    patches += [mock.patch("torch.cuda.stream", nullcontext), mock.patch("torch.cuda.current_stream")]
+    patches += [mock.patch.object(clip_model, "_copy_stream")]
     for patch in patches:
         patch.start()
     try:
@@ -91,6 +99,8 @@ def claimed_cuda() -> Iterator[None]:
 
 def to_cuda(clip: ClipModel) -> ClipModel:
     """A loaded model with everything that its constructor puts on its device claimed; the same object."""
+    clip.device, clip.layout = CUDA, memory_layout(clip.model.visual, CUDA)
+    clip.model.visual.to(memory_format=clip.layout)
     for module in clip.model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -100,5 +110,4 @@ def to_cuda(clip: ClipModel) -> ClipModel:
     for name, value in vars(clip).items():
         if isinstance(value, torch.Tensor):
             setattr(clip, name, Claimed(value))
-    clip.device = CUDA
     return clip

@@ -217,3 +217,10 @@ def test_every_published_model_is_accepted_with_each_of_its_tags() -> None:
     for model, tag in open_clip.list_pretrained():
         cfg, published = open_clip.get_model_config(model), get_pretrained_cfg(model, tag)
         needs_quick_gelu(Backbone(model=model, pretrained=tag), cfg, published)
+
+
+def test_compiled_features_have_another_identity_and_uncompiled_ones_keep_theirs(make_model: MakeModel) -> None:
+    model = f"local-dir:{make_model()}"
+    plain, compiled = (resolve_backbone(Backbone(model=model, compile=c)).identity() for c in (False, True))
+    assert compiled == {**plain, "compile": True}
+    assert set(plain) == {"version", "weights", "model", "preprocess", "quick_gelu", "precision"}

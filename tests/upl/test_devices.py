@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -50,7 +51,10 @@ def test_images_and_texts_are_encoded_on_the_device(spec: ClipSpec, precision: s
     there = to_cuda(ClipModel(spec, device="cpu", precision=precision))
     with claimed_cuda():
         features, texts = there.encode_crops(CROPS), there.encode_texts(list(NAMES))
-    np.testing.assert_array_equal(features, here.encode_crops(CROPS))
+    convolutional = there.layout == torch.channels_last
+    assert convolutional == isinstance(json.loads(spec.model_cfg)["vision_cfg"]["layers"], list)
+    # In that layout a convolution sums in another order.
+    np.testing.assert_allclose(features, here.encode_crops(CROPS), rtol=0, atol=5e-4 * convolutional)
     assert torch.equal(texts, here.encode_texts(list(NAMES)))
 
 

@@ -76,13 +76,21 @@ def add_pool(
 ) -> ray.data.Dataset:
     """Map a dataset's rows with the actors of a pool, at most one for each of the `tasks` that make the rows.
 
-    All actors start at once, since all surely fit; one is enough to go on when nodes are lost.
+    All actors start at once, since all surely fit; one is enough to go on when nodes are lost. Those on GPUs are called
+    by two threads, so that a GPU has work while rows come and go.
     """
     actors = min(pool.max_actors, tasks)
+    on_gpu = pool.device == "cuda"
     return dataset.map(
         actor,
         fn_constructor_args=arguments,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=actors,
+            initial_size=actors,
+            max_concurrent_calls_per_actor=2 if on_gpu else None,
+            enable_true_multi_threading=on_gpu,
+        ),
         **resources(pool),
     )
 

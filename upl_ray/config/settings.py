@@ -160,6 +160,11 @@ class Backbone(Section):
         description="Short unique name in files and tables; empty: made from model and pretrained.",
     )
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="Arithmetic of the frozen image encoder.")
+    compile: bool = Field(
+        False,
+        description="Compile the image encoder with torch.compile where features are made: a longer start, "
+        "faster on GPUs. Every node needs a C++ compiler. It rounds otherwise: part of the features' identity.",
+    )
     quick_gelu: bool | None = Field(None, description="Force QuickGELU on or off; None follows the pretrained tag.")
 
     @property

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -86,15 +87,29 @@ class Encoder:
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # Ray's are not; they are only read
         if device == "cpu":
             torch.set_num_threads(1)  # the same sums in the same order, however many cores the machine has
+        else:
+            # In this process alone: texts and prompts, which are encoded in others, stay in full fp32. torch allows it
+            # for convolutions anyway. The newer `fp32_precision` raises in torch.compile's getters (torch 2.14).
+            torch.backends.cuda.matmul.allow_tf32 = True
         self.clip = ClipModel(spec, device=device)
+        if spec.backbone.compile:
+            self.clip.compile_images(batch)
         self.output, self.drop_pixels, self.batch = output, drop_pixels, batch
+        self.turn, self.finished = threading.Lock(), 0.0
 
     def __call__(self, row: Row) -> Row:
-        """[n, H, W, 3] uint8 pixels -> [n, D] half-precision features, at most `batch` images in one call."""
+        """[n, H, W, 3] uint8 pixels -> [n, D] half-precision features, at most `batch` images in one model call.
+
+        On a GPU two rows are here at a time (`add_pool`): one is sent while the other is computed. They begin in turn,
+        so that the activations of one are in memory.
+        """
         key, started = self.clip.spec.geometry.key, time.monotonic()
-        slices = [row[key][i : i + self.batch] for i in range(0, len(row[key]), self.batch)]
-        features = np.concatenate([self.clip.encode_crops(s) for s in slices])
-        metrics.encoded(self.clip.spec.name, len(features), time.monotonic() - started)
+        with self.turn:
+            begun = [self.clip.begin_crops(row[key][i : i + self.batch]) for i in range(0, len(row[key]), self.batch)]
+        features = np.concatenate([self.clip.finish_crops(b) for b in begun])
+        with self.turn:
+            started, self.finished = max(started, self.finished), time.monotonic()
+            metrics.encoded(self.clip.spec.name, len(features), self.finished - started)
         return {k: v for k, v in row.items() if not (self.drop_pixels and k == key)} | {self.output: features}
 
 

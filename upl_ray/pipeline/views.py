@@ -95,7 +95,8 @@ def _encode_views(
             yield {"image_id": image_id, spec.geometry.key: crop_views(data, image_id, spec, views)}
 
     crops = ray.data.from_items(groups, override_num_blocks=min(len(groups), 1024)).flat_map(crop)
-    encoded = add_pool(crops, Encoder, (spec, "views", True, pool.device, compute.chunk_size), pool, len(groups))
+    batch = min(compute.chunk_size, max(views.count, 1))
+    encoded = add_pool(crops, Encoder, (spec, "views", True, pool.device, batch), pool, len(groups))
     write = partial(write_views, step=step)
     receipts = encoded.map_batches(write, batch_size=IMAGES_PER_TASK, batch_format="pandas")
     progress = Progress("views", len(todo), "images")

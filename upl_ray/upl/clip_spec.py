@@ -41,8 +41,12 @@ class ClipSpec:
         return int(json.loads(self.model_cfg)["embed_dim"])
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides about features, for fingerprints; the place of the weights is not part of it."""
-        return {
+        """Everything that decides about features, for fingerprints; the place of the weights is not part of it.
+
+        Compiling is: it keeps values in higher precision between operations. Uncompiled ones have no key for it, so
+        features that are there keep their names.
+        """
+        identity = {
             "version": VERSION,
             "weights": self.weights_sha256,
             "model": json.loads(self.model_cfg),
@@ -50,3 +54,4 @@ class ClipSpec:
             "quick_gelu": self.quick_gelu,
             "precision": self.backbone.precision,
         }
+        return {**identity, "compile": True} if self.backbone.compile else identity
