@@ -65,6 +65,27 @@ def test_a_job_that_is_stopped_ends_with_a_word_and_the_next_run_ends_as_if_undi
         assert committed_rows(storage, ours).equals(committed_rows(short_run["storage"], theirs))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_job_that_is_stopped_while_ray_starts_ends_with_a_word(
+    short_world: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = job_config(short_world, tmp_path / "storage", **SHORT)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    job = start(tmp_path / "job.yaml", tmp_path / "log")
+    deadline = time.monotonic() + 100
+    while len(in_session(job.pid)) < 2:  # the first process of Ray
+        assert job.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    job.send_signal(number)
+    assert job.wait(timeout=60) == 128 + number, (tmp_path / "log").read_text()
+    assert json.loads((tmp_path / "log").read_text().splitlines()[-1])["status"] == "stopped"
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    while left := in_session(job.pid):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
 def in_session(leader: int) -> list[int]:
     """Processes of the job that are still there: nothing of Ray outlives it."""
     found = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import yaml
-from head_node import HeadNode, last_line
+from head_node import ROOT, HeadNode, last_line
 from s3_server import S3Server
 from worlds import SHORT, committed_rows, contexts, job_config
 
@@ -96,6 +98,19 @@ def test_nobody_without_the_token_gets_in(head: HeadNode, headers: dict[str, str
     request = urllib.request.Request(f"{head.address}/api/jobs/", headers=headers)
     with pytest.raises(urllib.error.HTTPError, match=str(status)):
         urllib.request.urlopen(request, timeout=10)
+
+
+@pytest.mark.slow
+def test_a_driver_without_the_token_ends_with_a_sentence(head: HeadNode, short_bucket: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path, short_bucket, "no-token")
+    environment = {k: v for k, v in head.environment.items() if not k.startswith("RAY_AUTH")}
+    environment |= {"RAY_ADDRESS": head.gcs, "HOME": str(tmp_path)}
+    command = [sys.executable, "jobs/upl.py", config]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    error = last_line(done.stdout)["error"]
+    assert f"The Ray cluster of RAY_ADDRESS = '{head.gcs}' cannot be joined: " in error
+    assert "RAY_AUTH_TOKEN_PATH" in error
 
 
 @pytest.mark.faults

@@ -40,7 +40,7 @@ class HeadNode:
         self.token, token = secrets.token_hex(32), folder / "token"
         token.write_text(self.token)
         token.chmod(0o600)
-        self.address = f"http://127.0.0.1:{dashboard}"
+        self.address, self.gcs = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}"
         outside = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.environment = outside | {
             "RAY_AUTH_MODE": "token",

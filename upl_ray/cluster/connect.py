@@ -11,18 +11,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+import upl_ray
 from upl_ray.cluster.watch import FOR_WORK, Watch
 from upl_ray.config.settings import Compute
-from upl_ray.errors import Damaged, JobError, describe_storage_error
+from upl_ray.errors import ConfigError, Damaged, JobError, describe_storage_error, first_line
 from upl_ray.progress import Laps
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0  # between two looks at the nodes while waiting for them
+HEAD_S = 10.0  # for the head's answer
+HOST_AND_PORT = re.compile(r"[^/\s]+:\d{1,5}")
 
 
 class RayCluster:
@@ -30,10 +34,14 @@ class RayCluster:
 
     Args:
         compute: the address to join, the resources to ask for, the longest wait.
+
+    Raises:
+        ConfigError: the address is none that a job can join.
     """
 
     def __init__(self, compute: Compute) -> None:
         self.compute = compute
+        self._address, self._source = find_address(compute)
         self.used = False
         self.laps = Laps()  # of the steps that had something to do
         self._watch = Watch(FOR_WORK, compute.wait_for_resources_s)
@@ -60,21 +68,32 @@ class RayCluster:
             self._preflight = None
 
     def _join(self) -> None:
-        address = self.compute.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+        address, local = self._address, self._address == "local"
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local = address == "local"
         if local:  # Ray's own log files keep what is not shown here
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        level = logging.ERROR if local else logging.WARNING
+            check_working_folder()
+        elif HOST_AND_PORT.fullmatch(address):
+            check_head(address, self._source)
         at_sigterm = signal.getsignal(signal.SIGTERM)  # Ray replaces the handler by one that ends without a log line
-        with _addressed(address) as for_workers:
-            ray.init(
-                address=address,
-                logging_level=level,
-                log_to_driver=not local,
-                include_dashboard=False if local else None,
-                runtime_env={"env_vars": for_workers} if for_workers else None,
-            )
+        try:
+            with _addressed(address) as for_workers:
+                ray.init(
+                    address=address,
+                    logging_level=logging.ERROR if local else logging.WARNING,
+                    log_to_driver=not local,
+                    include_dashboard=False if local else None,
+                    runtime_env={"env_vars": for_workers} if for_workers else None,
+                )
+        except SystemExit:  # by Ray's handler, which is in place while Ray starts
+            signal.signal(signal.SIGTERM, at_sigterm)
+            signal.raise_signal(signal.SIGTERM)
+            raise
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise JobError(
+                f"The Ray cluster of {self._source} cannot be joined: {first_line(error)}; start it or correct the "
+                f"address, and give this process the cluster's token if it has one (RAY_AUTH_TOKEN_PATH)."
+            ) from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, at_sigterm)
         wait_for_resources(self.compute, local)
@@ -112,6 +131,47 @@ class RayCluster:
                 ray.shutdown()
 
 
+def find_address(compute: Compute) -> tuple[str, str]:
+    """The address of Ray, `local`, `auto` or `HOST:PORT`, and where it comes from, in words.
+
+    Raises:
+        ConfigError: it is another address.
+    """
+    given = compute.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    source = f"{'compute.ray_address' if compute.ray_address else 'RAY_ADDRESS'} = {given!r}"
+    if given in ("local", "auto") or HOST_AND_PORT.fullmatch(given):
+        return given, source
+    remedy = f"send it the job (ray job submit --address {given} ...), or " if given.startswith("http") else ""
+    raise ConfigError(
+        f"{source} is no address that a job can join; {remedy}name the head's HOST:PORT (usually port 6379), auto, or "
+        f"local."
+    )
+
+
+def check_head(address: str, source: str) -> None:
+    """Raise a JobError at once where nobody listens; Ray would try for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_S).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise JobError(f"No Ray head answers at {source} ({reason}); start it, or correct the address.") from None
+
+
+def check_working_folder() -> None:
+    """Refuse a working folder with another checkout of this package: workers would import it.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    other, mine = Path.cwd() / upl_ray.__name__, Path(upl_ray.__file__).parent
+    if (other / "__init__.py").exists() and not other.samefile(mine):
+        raise ConfigError(
+            f"The working folder holds another {upl_ray.__name__} ({other}) than the one that runs ({mine}), and Ray's "
+            f"workers would import it; run from another folder, or run that one's jobs."
+        )
+
+
 @contextmanager
 def _addressed(address: str) -> Iterator[dict[str, str]]:
     """Tell workers which cluster is theirs: gives the variables for those of a cluster that is joined.
@@ -121,7 +181,7 @@ def _addressed(address: str) -> Iterator[dict[str, str]]:
     not know the run, and they take it for dead (Ray 2.60).
     """
     if address != "local":
-        yield {"RAY_ADDRESS": address} if re.fullmatch(r"[^/]+:\d+", address) else {}
+        yield {"RAY_ADDRESS": address} if HOST_AND_PORT.fullmatch(address) else {}
         return
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])

@@ -37,7 +37,8 @@ FIRST: dict[type[Section], tuple[str, ...]] = {
 def run_job(job: Callable[[], int]) -> int:
     """Run a job's body with its log on the terminal.
 
-    SIGTERM ends the job as Ctrl-C does: actors and trials go with it, and the last line reports it. A second one kills.
+    SIGTERM, and SIGHUP unless it is ignored (nohup), end the job as Ctrl-C does: actors and trials go with it, and the
+    last line reports it. A second one kills.
     However a job fails, its last line is JSON for programs; a mistake in the program ends with its traceback before it.
 
     Returns:
@@ -52,8 +53,9 @@ def run_job(job: Callable[[], int]) -> int:
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
     handler = logging.StreamHandler()
     handler.setFormatter(_SanitizedFormatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -1,0 +1,68 @@
+"""Addresses of Ray that cannot be joined, and working folders that workers would import something else from."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from upl_ray.cluster.connect import RayCluster, check_head, check_working_folder, find_address
+from upl_ray.config.settings import Compute
+from upl_ray.errors import ConfigError, JobError
+
+
+@pytest.mark.parametrize("address", ["local", "auto", "10.0.0.7:6379", "head.example:6379", "[::1]:6379"])
+def test_an_address_comes_from_the_configuration_then_from_the_environment(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert find_address(Compute()) == (address, f"RAY_ADDRESS = '{address}'")
+    assert find_address(Compute(ray_address="local")) == ("local", "compute.ray_address = 'local'")
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert find_address(Compute())[0] == "local"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (
+            "http://10.0.0.7:8265",
+            "send it the job (ray job submit --address http://10.0.0.7:8265 ...), or name the head's",
+        ),
+        ("ray://10.0.0.7:10001", "RAY_ADDRESS = 'ray://10.0.0.7:10001' is no address that a job can join; name the"),
+        ("10.0.0.7", "is no address that a job can join; name the head's HOST:PORT"),
+    ],
+)
+def test_other_addresses_are_refused_before_work(address: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        RayCluster(Compute())
+
+
+def test_a_head_that_is_not_there_is_noticed_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        check_head(address, "RAY_ADDRESS")
+    with pytest.raises(JobError, match=r"No Ray head answers at RAY_ADDRESS \(Connection refused\); start it"):
+        check_head(address, "RAY_ADDRESS")
+    with pytest.raises(JobError, match=r"No Ray head answers at RAY_ADDRESS \(.*[Nn]ame.*\); start it"):
+        check_head("no-such-host.invalid:6379", "RAY_ADDRESS")
+
+
+def test_a_working_folder_with_another_checkout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "upl_ray").mkdir()  # results of someone, no package
+    check_working_folder()
+    (tmp_path / "upl_ray" / "__init__.py").touch()
+    with pytest.raises(ConfigError, match=rf"holds another upl_ray \({re.escape(str(tmp_path))}/upl_ray\)"):
+        check_working_folder()
+
+
+def test_ray_packs_no_working_folder_under_uv_run() -> None:
+    read = "from ray._private.ray_constants import RAY_ENABLE_UV_RUN_RUNTIME_ENV as packs; print(packs)"
+    code = f"import upl_ray.cluster.connect; {read}"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
