@@ -137,6 +137,29 @@ def test_ray_train_replaces_a_worker_and_a_node_that_are_killed_in_training(
     assert (tmp_path / "log").read_text().count(" failed: ") == 2
 
 
+@pytest.mark.slow
+def test_a_job_that_is_stopped_while_ray_train_trains_ends_with_a_word(
+    nodes: Nodes, short_bucket: str, s3: S3Server, tmp_path: Path
+) -> None:
+    job = nodes.start("upl", section(short_bucket, "stopped", train=SHORT["train"] | {"epochs": 2000}), tmp_path)
+    wait_until(job, tmp_path, lambda: any("stopped/members" in k for k in s3.objects(short_bucket)))
+    job.send_signal(signal.SIGTERM)
+    out, _ = job.communicate(timeout=60)
+    assert job.returncode == 143, (tmp_path / "log").read_text()
+    assert json.loads(out.splitlines()[-1])["status"] == "stopped"
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_gpus_that_are_only_declared_train_on_cpus_through_ray_train(
+    nodes: Nodes, short_run: dict[str, Any], short_bucket: str, tmp_path: Path
+) -> None:
+    nodes.ask("restore 1")
+    compute = SPREAD | {"device": "cpu"}
+    same_results(finish(nodes.start("upl", section(short_bucket, "declared", compute), tmp_path), tmp_path), short_run)
+    assert nodes.ask("trains")[-1]["run_settings"]["scaling_config"]["use_gpu"]
+
+
 @pytest.mark.faults
 def test_a_job_whose_gpus_are_all_gone_gives_up_though_cpus_are_left(
     nodes: Nodes, short_bucket: str, s3: S3Server, tmp_path: Path

@@ -43,7 +43,7 @@ HELD = int(1.8 * GIB)  # RN50 twice, and 50 views of 16 images of 100 classes
 def test_as_many_trials_as_run_at_once(
     nodes: list[Node], compute: dict[str, float], trials: int, asked: dict[str, float]
 ) -> None:
-    groups, resources = plan_trials(MEMBERS, nodes, Compute.model_validate(compute), HELD, 16)
+    groups, resources = plan_trials(MEMBERS, nodes, Compute.model_validate(compute), HELD)
     assert len(groups) == trials
     assert sorted(m for g in groups for m in g) == MEMBERS
     assert max(map(len, groups)) - min(map(len, groups)) <= 1
@@ -70,7 +70,7 @@ def test_a_worker_asks_for_memory_and_all_fit_wherever_ray_places_them(
     nodes: list[Node], compute: dict[str, Any], trials: int, memory: float
 ) -> None:
     settings = Compute.model_validate(compute)
-    groups, resources = plan_trials(MEMBERS, nodes, settings, HELD, 16)
+    groups, resources = plan_trials(MEMBERS, nodes, settings, HELD)
     assert (len(groups), resources["memory"]) == (trials, int(memory))
     slots = sum(min(int(n.cpus), int(min(n.memory / resources["memory"], 99))) for n in nodes)
     assert slots >= trials * settings.workers_per_trial
@@ -80,7 +80,7 @@ def test_a_worker_asks_for_memory_and_all_fit_wherever_ray_places_them(
 def test_the_demo_takes_all_cpus_of_a_small_machine(cpus: int) -> None:
     """A model of a few megabytes, and 70 % of 2 GiB for each CPU from Ray: as many trials as without a limit."""
     demo = 10 * 2**20
-    groups, _ = plan_trials(MEMBERS, [Node(cpus, memory=1.4 * GIB * cpus)], Compute(), demo, 16)
+    groups, _ = plan_trials(MEMBERS, [Node(cpus, memory=1.4 * GIB * cpus)], Compute(), demo)
     assert len(groups) == cpus
 
 
@@ -102,7 +102,7 @@ def test_a_trial_that_fits_no_node_is_refused_instead_of_waiting(
     nodes: list[Node], compute: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(JobError, match=words) as refused:
-        plan_trials(MEMBERS, nodes, Compute.model_validate(compute), HELD, 16)
+        plan_trials(MEMBERS, nodes, Compute.model_validate(compute), HELD)
     assert "\n" not in str(refused.value)
 
 

@@ -77,7 +77,7 @@ class RayCluster:
             check_head(address, self._source)
         at_sigterm = signal.getsignal(signal.SIGTERM)  # Ray replaces the handler by one that ends without a log line
         try:
-            with _addressed(address) as for_workers:
+            with _addressed(address, self.compute.workers_per_trial > 1) as for_workers:
                 ray.init(
                     address=address,
                     logging_level=logging.ERROR if local else logging.WARNING,
@@ -173,26 +173,27 @@ def check_working_folder() -> None:
 
 
 @contextmanager
-def _addressed(address: str) -> Iterator[dict[str, str]]:
-    """Tell workers which cluster is theirs: gives the variables for those of a cluster that is joined.
+def _addressed(address: str, ray_train: bool) -> Iterator[dict[str, str]]:
+    """Tell workers which cluster is theirs: gives the variables for those of a cluster that is joined by `HOST:PORT`.
 
     Processes of Ray Train ask Ray's state API about their run. Without RAY_ADDRESS they ask the cluster that was
     started last on their machine: if that is dead, they wait for 12 s when a run ends; if it is another one, it does
     not know the run, and they take it for dead (Ray 2.60).
     """
-    if address != "local":
+    if address != "local" or not ray_train:
         yield {"RAY_ADDRESS": address} if HOST_AND_PORT.fullmatch(address) else {}
         return
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ |= {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}  # inherited by every process of Ray
+    given = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ |= given  # inherited by every process of Ray
     try:
         yield {}
     finally:
-        del os.environ["RAY_GCS_SERVER_PORT"], os.environ["RAY_ADDRESS"]
-        if before is not None:
-            os.environ["RAY_ADDRESS"] = before
+        for name, value in before.items():
+            del os.environ[name]
+            os.environ |= {} if value is None else {name: value}
 
 
 def job_error_in(error: BaseException) -> str:

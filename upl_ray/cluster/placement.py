@@ -143,6 +143,7 @@ class Node:
     memory: float = math.inf  # of the host, without the object store [bytes]
     accelerators: frozenset[str] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
+    driver: bool = False  # the driver runs on it
 
     def gpu_memory(self, compute: Compute) -> float:
         """Memory of one of its GPUs [bytes]: `compute.gpu_memory`, or that of its type, or `UNKNOWN_GPU_MEMORY`."""

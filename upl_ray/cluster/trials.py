@@ -10,20 +10,25 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
+from upl_ray.cluster.placement import GIB
 from upl_ray.errors import JobError, first_line
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # of one trial
+# Of the processes that a run of Ray Train 2.60 adds, most of them on the driver's node: a controller (0.37 GiB), and
+# actors that clean up, let workers wait for each other, look for preemptions, and manage data sets (0.11 GiB each).
+RUN_MEMORY = 0.8 * GIB
 LOOK_S = 0.5  # between two looks at the trials
 
 Report = dict[str, Any]
 Body = Callable[[], Iterator[Report]]
-Event = tuple[int, Report | str]  # index of a trial, and its report, or why an attempt failed: the next waits for room
+# Index of a trial, and its report (empty: it runs), or why an attempt failed; after that, and after None, it waits.
+Event = tuple[int, Report | str | None]
 Looks = Iterator[tuple[list[Event], set[int]]]  # events since the look before, and the trials that are not over
 
 
@@ -33,7 +38,8 @@ class Trial:
 
     Args:
         name: on the dashboard.
-        body: yields reports, the first as soon as it runs; every worker of the trial runs it and yields as many.
+        body: yields reports, the first as soon as it runs, which may be empty; every worker of the trial runs it and
+            yields as many.
     """
 
     name: str
@@ -48,11 +54,13 @@ class Workers:
         count: their number; above 1 they are the ranks of a process group of torch.distributed.
         resources: that one of them holds: CPU, GPU, memory [bytes].
         ray_train: start them through Ray Train, which more than one need.
+        backend: of their process group; NCCL needs a GPU for each.
     """
 
     count: int
     resources: Mapping[str, float]
     ray_train: bool
+    backend: Literal["gloo", "nccl"] = "gloo"
 
 
 def run_trials(
@@ -73,17 +81,19 @@ def run_trials(
         for i, report in events:
             if isinstance(report, str):
                 log.warning("%-12s %s failed: %s", "trial", trials[i].name, report)
-                running.discard(i)
-            else:
+            if isinstance(report, dict):
                 running.add(i)
-                on_report(i, report)
+                if report:
+                    on_report(i, report)
+            else:
+                running.discard(i)
         if running & left or not left:
             last_running = time.monotonic()
         elif time.monotonic() - last_running > patience_s:
             raise JobError(
                 f"No trial found room within compute.wait_for_resources_s = {patience_s} s, as others hold the "
-                f"cluster's CPUs, GPUs or memory, or nodes are gone; free some, add nodes or wait, and run the job "
-                f"again."
+                f"cluster's CPUs, GPUs or memory, or nodes are gone, or workers do not start (see Ray's logs); free "
+                f"some, add nodes or wait, and run the job again."
             )
 
 

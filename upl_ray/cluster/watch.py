@@ -27,6 +27,7 @@ FOR_WORK: Needs = {"for work": lambda node: node.cpus > 0}  # the tasks of all s
 
 def cluster_nodes() -> list[Node]:
     """All live nodes of the cluster."""
+    driver = ray.get_runtime_context().get_node_id()
     return [
         Node(
             cpus=n["Resources"].get("CPU", 0.0),
@@ -34,6 +35,7 @@ def cluster_nodes() -> list[Node]:
             memory=n["Resources"].get("memory", math.inf),
             accelerators=frozenset(r.removeprefix(ACCELERATOR) for r in n["Resources"] if r.startswith(ACCELERATOR)),
             labels=n["Labels"],
+            driver=n["NodeID"] == driver,
         )
         for n in ray.nodes()
         if n["Alive"]

@@ -163,7 +163,7 @@ class Backbone(Section):
     compile: bool = Field(
         False,
         description="Compile the image encoder with torch.compile where features are made: a longer start, "
-        "faster on GPUs. Every node needs a C++ compiler. It rounds otherwise: part of the features' identity.",
+        "faster on GPUs. It needs a C++ compiler there, and rounds otherwise: part of the features' identity.",
     )
     quick_gelu: bool | None = Field(None, description="Force QuickGELU on or off; None follows the pretrained tag.")
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from upl_ray.cluster import metrics
 from upl_ray.cluster.placement import CUDA_HOST_BASE, GIB, HOST_BASE, Node, device_of
-from upl_ray.cluster.trials import Report, Trial, Workers, run_trials
+from upl_ray.cluster.trials import RUN_MEMORY, Report, Trial, Workers, run_trials
 from upl_ray.cluster.watch import cluster_nodes
 from upl_ray.config.settings import Compute, Train
 from upl_ray.errors import JobError
@@ -91,16 +91,13 @@ def train_members(tasks: Sequence[Task], unfinished: Sequence[list[int]], ray_tr
     if todo:
         compute, recipe = tasks[0].compute, tasks[0].recipe
         held = max(held_memory(tasks[i]) for i in {i for i, _ in todo})
-        ray_train, most = ray_train or compute.workers_per_trial > 1, len(todo)
-        if ray_train:
-            from upl_ray.cluster.train_runs import most_runs  # Ray Train takes a second to import
-
-            most = min(most_runs(), recipe.members)
-        groups, resources = plan_trials(todo, cluster_nodes(), compute, held, most)
+        ray_train = ray_train or compute.workers_per_trial > 1
+        groups, resources = plan_trials(todo, cluster_nodes(), compute, held, recipe.members if ray_train else None)
         log.info("%-12s %d members in %d concurrent trial(s) of %d", "training", len(todo), len(groups), len(groups[0]))
         tasks = [replace(task, resources=resources) for task in tasks]
         trials = [Trial(name_trial(tasks, group), partial(train_in_turn, tasks, group)) for group in groups]
-        workers = Workers(compute.workers_per_trial, resources, ray_train)
+        on_whole_gpus = device_of(resources.get("GPU", 0.0), compute) == "cuda" and resources["GPU"] >= 1
+        workers = Workers(compute.workers_per_trial, resources, ray_train, "nccl" if on_whole_gpus else "gloo")
         progress = TrialProgress(len(trials), recipe.epochs * len(todo))
         run_trials(trials, workers, compute.wait_for_resources_s, progress.add)
         progress.finish()
@@ -115,7 +112,7 @@ def train_members(tasks: Sequence[Task], unfinished: Sequence[list[int]], ray_tr
 
 
 def plan_trials(
-    members: Sequence[Any], nodes: Sequence[Node], compute: Compute, held: float, most: int
+    members: Sequence[Any], nodes: Sequence[Node], compute: Compute, held: float, runs: int | None = None
 ) -> tuple[list[list[Any]], dict[str, float]]:
     """Split the members into as many groups as can run at once, and choose the resources of one worker of a group.
 
@@ -124,7 +121,8 @@ def plan_trials(
         nodes: of the cluster.
         compute: how the work is spread.
         held: see `held_memory` [bytes].
-        most: trials, unless `compute.trials` names another number.
+        runs: the most trials, unless `compute.trials` names another number, where each is a run of Ray Train, whose own
+            processes take memory of the driver's node. None: trials are plain tasks.
 
     Raises:
         JobError: no node, or not enough of them, can hold the workers of one trial.
@@ -144,11 +142,19 @@ def plan_trials(
             f"compute.workers_per_trial is {workers}, but the cluster has room for {slots} workers of {kind} and "
             f"{memory} each; lower it or add nodes."
         )
-    trials = min(compute.trials or most, slots // workers, len(members))
+    trials = min(compute.trials or runs or len(members), slots // workers, len(members))
+    while runs and trials > 1 and trials * workers > sum(_slots(_beside(n, trials), gpus, need) for n in nodes):
+        trials -= 1
+    nodes = [_beside(n, trials) for n in nodes] if runs else nodes
     groups = [list(members[i::trials]) for i in range(trials)]
     resources = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
     share = worker_memory(held, trials * workers, nodes, compute)
     return groups, resources | ({} if math.isinf(share) else {"memory": int(share)})
+
+
+def _beside(node: Node, runs: int) -> Node:
+    """A node without the memory of Ray Train's own processes."""
+    return replace(node, memory=max(0.0, node.memory - runs * RUN_MEMORY)) if node.driver else node
 
 
 def gpus_of_worker(nodes: Sequence[Node], compute: Compute) -> float:
@@ -217,7 +223,8 @@ def name_trial(tasks: Sequence[Task], members: Sequence[Member]) -> str:
         if mine:
             step = mine[1] - mine[0] if len(mine) > 1 else 1
             even = len(mine) > 2 and mine == list(range(mine[0], mine[-1] + 1, step))
-            numbers = f"{mine[0]}-to-{mine[-1]}" + f"-by-{step}" * (step > 1) if even else "-".join(map(str, mine))
+            listed = "-".join(map(str, mine[:8])) + f"-and-{len(mine) - 8}-more" * (len(mine) > 8)
+            numbers = f"{mine[0]}-to-{mine[-1]}" + f"-by-{step}" * (step > 1) if even else listed
             parts.append(f"{task.variant.replace('*', '-star')}-members-{numbers}")
     return "-".join(parts)
 
@@ -265,10 +272,11 @@ def train_in_turn(tasks: Sequence[Task], members: Sequence[Member]) -> Iterator[
     A trial that is started again does not train again what it has finished.
     """
     before = 0
-    yield {"member_epochs": before}  # it runs
+    yield {}
     for i, task in enumerate(tasks):
         mine = [m for of, m in members if of == i]
-        todo = sorted(set(mine).intersection(unfinished_members(task.step, task.recipe)))
+        unfinished = shares_of_this_worker(task).of_first(unfinished_members(task.step, task.recipe))
+        todo = sorted(set(mine).intersection(unfinished))
         before += task.recipe.epochs * (len(mine) - len(todo))
         if todo:
             for report in train_group(task, todo):
@@ -286,7 +294,7 @@ def train_group(task: Task, members: list[int]) -> Iterator[Report]:
     encoder = PromptEncoder(clip, task.classnames[shares.own], task.recipe.n_ctx)
     features, labels = read_views(task.views, task.selection)
     prior = floored(torch.tensor(estimated_shares(task.prior))) if task.prior else None
-    checkpoints = {m: read_checkpoint(task.step, m) for m in members}
+    checkpoints = shares.of_first({m: read_checkpoint(task.step, m) for m in members})
     done = 0
     by_epoch = sorted(members, key=lambda m: (checkpoints[m].epoch, m))
     for start, same in itertools.groupby(by_epoch, key=lambda m: checkpoints[m].epoch):
@@ -312,7 +320,8 @@ def _train_epochs(task: Task, learner: PromptLearner, start: int, losses: list[l
     for epoch in range(start, recipe.epochs):
         for history, loss in zip(losses, learner.train_epoch(epoch), strict=True):
             history.append(loss)
-        metrics.trained(task.variant, learner.members, [history[-1] for history in losses])
+        if learner.shares.rank == 0:
+            metrics.trained(task.variant, learner.members, [history[-1] for history in losses])
         last = epoch + 1 == recipe.epochs
         if last:
             write_members(task.step, learner, losses, task.about())

@@ -3,17 +3,21 @@
 Every worker holds all contexts and sees the same batches. A step exchanges a few numbers for each image (the softmax's
 statistics) and the gradient of the contexts; the result is that of one worker, to rounding, and the same on all.
 
-The workers are the ranks of torch.distributed's default process group. Everything travels by `all_reduce`, the one
-collective that both gloo and NCCL have for tensors on a GPU.
+The workers are the ranks of torch.distributed's default process group. Tensors travel by `all_reduce`, the
+one collective that both gloo and NCCL have on a GPU.
 
 Shapes: R workers, C classes, c classes of the own share.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class ClassShares:
@@ -58,6 +62,14 @@ class ClassShares:
         """Replace a tensor by the sum of all workers' tensors, which is bitwise the same on all of them."""
         if self.world > 1:
             dist.all_reduce(x)
+
+    def of_first(self, value: T) -> T:
+        """The first worker's value, of any kind that pickle takes, for all: storage may change between two reads."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
     def least(self, number: int, device: torch.device) -> int:
         """The smallest of all workers' numbers; it travels through `device`."""

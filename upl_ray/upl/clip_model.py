@@ -87,6 +87,8 @@ class ClipModel:
         geometry = self.spec.geometry
         try:
             self.encode_crops(np.zeros((batch, geometry.height, geometry.width, 3), np.uint8))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise JobError(
                 f"The image tower of {self.spec.name} cannot be compiled on {platform.node()} "
