@@ -15,17 +15,20 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import open_clip
+import torch
 from open_clip.factory import _find_checkpoint_in_dir, parse_model_name  # private, stable since open_clip 2.24
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from upl_ray.config.settings import Backbone, describe_validation_error
 from upl_ray.demo import locate
@@ -244,6 +247,36 @@ def load_tokenizer(source: str) -> Any:
         return open_clip.get_tokenizer(source, **options)
     except (OSError, ValueError, EOFError, zlib.error, ImportError) as error:
         raise ConfigError(f"The tokenizer of {source!r} cannot be read ({error}); repair the model's folder.") from None
+
+
+def tokenize(tokenizer: Any, texts: list[str], free: int = 0) -> tuple[Tensor, Tensor]:
+    """Texts as a model's own tokens, and which of them it cuts.
+
+    A text is cut if more room changes more than its padding. This holds for every tokenizer; the last token alone shows
+    nothing where padding is the end token (SigLIP) or takes its place (CLIPA).
+
+    Args:
+        tokenizer: as open_clip gives it: texts, context length -> token ids.
+        texts: n of them.
+        free: positions of the model's L that stay free.
+
+    Returns:
+        The ids [n, L - free] int64, and True for texts that are cut [n].
+    """
+    length = tokenizer(["a"]).shape[1] - free
+    short, long = (tokenizer(texts, context_length=n).long() for n in (length, 2 * length))
+    padding = tokenizer(["a"], context_length=64)[0].mode().values.item()
+    padded = torch.nn.functional.pad(short, (0, length), value=padding)  # [n, 2 * (L - free)]
+    return short, (padded.sort(dim=1).values != long.sort(dim=1).values).any(dim=1)
+
+
+def find_equal(texts: Sequence[str], ids: Tensor) -> tuple[str, str] | None:
+    """The first two different texts whose tokens [n, L] are equal: a model cannot tell them apart."""
+    seen: dict[bytes, str] = {}
+    for text, row in zip(texts, ids.numpy(), strict=True):
+        if (first := seen.setdefault(row.tobytes(), text)) != text:
+            return first, text
+    return None
 
 
 # `open_clip_config.json` of a model in a folder or on a hub: the fields that are read here. The rest is open_clip's.
