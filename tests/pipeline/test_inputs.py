@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import MakeModel
 from PIL import Image
 from tokenizer_families import TOKENIZERS
 
@@ -151,6 +152,15 @@ def test_prompts_that_any_tokenizer_cuts_or_makes_equal_are_refused(
     with pytest.raises(ConfigError, match=rf"prompts 'a Turkey' and 'a turkey' are the same tokens to {spec.name}"):
         inputs.check_prompts(spec, ["a Turkey", "a dog", "a turkey"])
     inputs.check_prompts(spec, ["a crane", "a dog", "a crane"])  # of a published data set, which repeats names
+
+
+def test_a_tokenizer_of_a_larger_vocabulary_than_the_models_is_refused(photos: Path, make_model: MakeModel) -> None:
+    folder = make_model("own", text={"vocab_size": 49407})  # CLIP's tokenizer has one more: its end token
+    small = {"backbones": [f"local-dir:{folder}"], "train": {"n_ctx": 4}}
+    with pytest.raises(ConfigError, match=r"tokenizer of own gives token 49407, but the model knows 49407; name the"):
+        prepare(config(photos, **small))
+    make_model("full", text={"vocab_size": 49408})
+    assert prepare(config(photos, **{**small, "backbones": [f"local-dir:{folder.parent}/full"]})).target.name == "full"
 
 
 def test_some_labels_that_are_no_class_are_only_not_scored(photos: Path) -> None:

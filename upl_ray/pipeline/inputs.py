@@ -185,12 +185,17 @@ def check_context(spec: ClipSpec, classnames: tuple[str, ...], recipe: Train, re
 
 
 def check_prompts(spec: ClipSpec, prompts: list[str]) -> None:
-    """Refuse zero-shot prompts that the model's tokenizer cuts, or makes equal, without a word."""
+    """Refuse zero-shot prompts that the model's tokenizer cuts, makes equal, or gives tokens that the model lacks."""
     ids, cut = tokenize(load_tokenizer(spec.source), prompts)
     if cut.any():
         prompt = prompts[int(cut.int().argmax())]
         raise ConfigError(
             f"The prompt {prompt!r} does not fit the context of {spec.name}; shorten the name or template."
+        )
+    if ids.max() >= spec.vocabulary:
+        raise ConfigError(
+            f"The tokenizer of {spec.name} gives token {ids.max()}, but the model knows {spec.vocabulary}; name the "
+            f"model's own vocabulary in its open_clip_config.json (text_cfg.tokenizer_kwargs.bpe_path)."
         )
     if equal := find_equal(prompts, ids):
         raise ConfigError(
