@@ -21,17 +21,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import open_clip
 import torch
+from open_clip.convert import convert_state_dict
 from open_clip.factory import (
     _find_checkpoint_in_dir,  # private, stable since open_clip 2.24
-    load_checkpoint,
     load_state_dict,
     parse_model_name,
 )
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -223,8 +223,11 @@ def _check_weights(weights: Path, backbone: Backbone) -> tuple[str, int]:
 def _check_fit(found: FoundWeights, backbone: Backbone) -> None:
     """Refuse weights whose names or shapes are not those of the model. Only the file's header is read.
 
-    The model is built without memory, and open_clip judges: it converts older names and interpolates positions.
+    The model is built without memory, and older names are converted and positions interpolated as by open_clip's
+    `load_checkpoint`. Arrays of big_vision (npz) have other names altogether, which open_clip copies one by one.
     """
+    if found.path.suffix in (".npz", ".npy"):
+        return
     text_cfg = found.model_cfg["text_cfg"]
     if {"hf_model_name", "hf_tokenizer_name"} & set(text_cfg) and not find_spec("transformers"):
         raise ConfigError(
@@ -240,11 +243,10 @@ def _check_fit(found: FoundWeights, backbone: Backbone) -> None:
         ) from None
     state: dict[str, Tensor] = {}
     try:
-        with TemporaryDirectory() as folder:
-            header = Path(folder) / "header.pt"
-            state = _read_header(found.path)
-            torch.save(state, header)
-            load_checkpoint(model, str(header))
+        state = _adapt(_read_header(found.path), model)
+        resize_pos_embed(state, model)
+        resize_text_pos_embed(state, model)
+        model.load_state_dict(state)
     except Exception as error:  # noqa: BLE001  # nor is a file that others have made limited to some
         raise ConfigError(
             f"The weights {str(found.path)!r} do not fit the model {backbone.model!r}: "
@@ -264,14 +266,28 @@ def _build_empty(model_cfg: dict[str, Any]) -> torch.nn.Module:
     return model
 
 
+def _adapt(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+    """What open_clip's `load_checkpoint` does to names and logit scales; it takes no tensors, only a file."""
+    state = convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):  # a number, or a vector of one
+        if name in state and getattr(model, name) is not None and state[name].numel() == 1:
+            state[name] = state[name].reshape(getattr(model, name).shape)
+    if "logit_bias" not in state and model.logit_bias is not None:
+        state["logit_bias"] = torch.zeros_like(state["logit_scale"])
+    state.pop("text.transformer.embeddings.position_ids", None)
+    return state
+
+
 def _read_header(weights: Path) -> dict[str, Tensor]:
-    """Tensors without memory, by their names in a file of weights, where older names are replaced by open_clip's."""
+    """Tensors without memory, by their names in a file of weights."""
     if weights.suffix != ".safetensors":
         state: dict[str, Tensor] = load_state_dict(str(weights), device="meta")
         return state
     with safe_open(weights, framework="numpy") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {name.removeprefix("module."): torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def _difference(given: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
