@@ -174,17 +174,22 @@ def test_another_broken_pipe_is_a_failed_job(capsys: pytest.CaptureFixture[str])
 def test_files_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
     text = yaml.safe_dump({**GOOD, "classnames": ["bär", "犬"]}, allow_unicode=True)
     (tmp_path / "job.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "names.txt").write_text("bär\n犬\n", encoding="utf-8")
     code = (
-        "import locale, sys; from pathlib import Path; from upl_ray.config.cli import load_config\n"
+        "import locale, sys; from pathlib import Path; from upl_ray.config.cli import load_config, run_job\n"
+        "from upl_ray.storage.store import read_text\n"
+        "names = load_config(sys.argv[1:2], Path('x')).classnames\n"
         "print(locale.getpreferredencoding(False))\n"
-        "print(ascii(load_config(sys.argv[1:], Path('x')).classnames))"
+        "print(ascii(names), ascii(read_text(sys.argv[2]).split()))\n"
+        "sys.exit(run_job(lambda: print(*names) or 0))"  # and what the encoding lacks is printed all the same
     )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, str(tmp_path / "job.yaml")]
+    command = [sys.executable, "-c", code, str(tmp_path / "job.yaml"), str(tmp_path / "names.txt")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    encoding, names = done.stdout.splitlines()
+    encoding, names, printed = done.stdout.splitlines()
     assert "utf" not in encoding.lower()
-    assert names == ascii(("bär", "犬"))
+    assert names == f"{('bär', '犬')!a} {['bär', '犬']!a}"
+    assert printed == "b\\xe4r \\u72ac"
 
 
 def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:

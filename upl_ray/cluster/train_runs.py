@@ -54,7 +54,7 @@ def train_runs(trials: Sequence[Trial], workers: Workers) -> Looks:
             left -= over.keys()  # before their last reports are read
             events: list[Event] = []
             for i, file in enumerate(files):
-                lines = file.read_text().split("\n")[:-1] if file.exists() else []
+                lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
                 events += [(i, json.loads(line)) for line in lines[read[i] :]]
                 read[i] = len(lines)
             yield events, left
@@ -109,5 +109,5 @@ class ReportWriter(ray.train.UserCallback):
         self._write(reason_of(next(iter(worker_exceptions.values()))))
 
     def _write(self, event: Report | str) -> None:
-        with self._file.open("a") as file:
+        with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")

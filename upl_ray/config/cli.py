@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -46,6 +47,8 @@ def run_job(job: Callable[[], int]) -> int:
         128 + the signal's number where one stopped it.
     """
     sys.excepthook = _report_unexpected
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that a locale's encoding lacks, as stderr does it
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
