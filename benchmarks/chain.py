@@ -49,7 +49,7 @@ def small_model(index: int, root: Path) -> ClipSpec:
         text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
         config = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}
         (folder / "open_clip_config.json").write_text(
-            json.dumps({"model_cfg": config, "preprocess_cfg": {"size": 224}})
+            json.dumps({"model_cfg": config, "preprocess_cfg": {"size": 224}}), encoding="utf-8"
         )
         weights = {k: v.contiguous() for k, v in open_clip.CLIP(**config).state_dict().items()}
         safetensors.torch.save_file(weights, folder / "open_clip_model.safetensors")
@@ -58,7 +58,7 @@ def small_model(index: int, root: Path) -> ClipSpec:
 
 def machine_cpu_s() -> float:
     """CPU seconds of all processes since the machine started."""
-    user, nice, system, _, _, irq, soft = map(int, Path("/proc/stat").read_text().split()[1:8])
+    user, nice, system, _, _, irq, soft = map(int, Path("/proc/stat").read_text(encoding="utf-8").split()[1:8])
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
 
 

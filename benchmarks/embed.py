@@ -47,7 +47,7 @@ def random_weights(architecture: str, root: Path) -> ClipSpec:
     folder.mkdir()
     model = open_clip.create_model(architecture, load_weights=False)
     config = {"model_cfg": open_clip.get_model_config(architecture), "preprocess_cfg": {"size": 224}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
     safetensors.torch.save_file(weights, folder / "open_clip_model.safetensors")
     return resolve_backbone(Backbone(model=f"local-dir:{folder}", name=architecture))

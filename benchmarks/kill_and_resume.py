@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--split", type=Path, required=True)
     args = parser.parse_args()
-    names = sorted({(label, name) for _, label, name in json.loads(args.split.read_text())["train"]})
+    names = sorted({(label, name) for _, label, name in json.loads(args.split.read_text(encoding="utf-8"))["train"]})
     images, store = serve_photographs(args.folder), Store(f"s3://{BUCKET}/run")
     section = {
         "corpus": {"uri": f"s3://{BUCKET}/images"},
@@ -107,7 +107,7 @@ def main() -> None:
     third = images // 512  # commits, of three backbones
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "job.yaml"
-        config.write_text(yaml.safe_dump(section))
+        config.write_text(yaml.safe_dump(section), encoding="utf-8")
         stops = [
             lambda: sum(k.startswith("features-") and "/commits/" in k for k in keys()) >= third,
             lambda: any("/checkpoints/" in k for k in keys()),

@@ -82,7 +82,7 @@ def covered(intervals: list[tuple[float, float]]) -> float:
 
 def peak_host_gib() -> float:
     """Largest resident memory of this process so far [GiB]; `ru_maxrss` would begin with that of its parent."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
@@ -91,7 +91,7 @@ def hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{name}, {torch.get_num_threads()} threads"
 

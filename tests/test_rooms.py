@@ -104,6 +104,38 @@ def test_functions_fit_one_reading_and_nothing_is_pickled(path: Path) -> None:
     assert not re.search(r"(?<!safetensors\.)torch\.(load|save)\(", path.read_text())
 
 
+def opened_by_locale(source: str) -> list[int]:
+    """Lines that read or write a text file in the locale's encoding. Ruff's PLW1514 misses paths it cannot type."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(k.arg in ("encoding", "fileobj") for k in node.keywords):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if isinstance(node.func, ast.Attribute) and name in ("read_text", "write_text"):
+            lines.append(node.lineno)
+        elif name == "open":
+            owner = ast.unparse(node.func).rpartition(".")[0]
+            values = [a.value for a in (*node.args, *(k.value for k in node.keywords)) if isinstance(a, ast.Constant)]
+            binary = any(isinstance(v, str) and re.fullmatch("[rwax]b[+]?|[rwax][+]b", v) for v in values)
+            if not binary and owner not in ("tarfile", "Image", "os"):
+                lines.append(node.lineno)
+    return lines
+
+
+def test_every_text_file_is_utf8_whatever_the_locale() -> None:
+    files = [*MODULES, *(ROOT / "jobs").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    found = {str(f): lines for f in files if (lines := opened_by_locale(f.read_text(encoding="utf-8")))}
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "call", ["p.read_text()", "p.write_text(x)", "open(p)", "open(p, 'w')", "p.open('a')", "p.open()"]
+)
+def test_the_search_for_text_files_finds_them(call: str) -> None:
+    assert opened_by_locale(call) == [1]
+    assert opened_by_locale(call.replace(")", ", encoding='utf-8')").replace("(,", "(")) == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_nothing_happens_at_import(path: Path) -> None:
     """Module level holds definitions and constants; a call there makes a constant, a logger or a type."""

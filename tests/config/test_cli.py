@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -100,20 +101,95 @@ def test_dates_are_text(tmp_path: Path) -> None:
     assert (job.classifier, *job.corpus.uris) == ("2024-02-30", "2024-01-01", "2024-01-01 10:00:00")
 
 
+CHANGED = [
+    "001",
+    "010",
+    "1_000",
+    "1.50",
+    "0x10",
+    "1:30",
+    "+1",
+    ".5",
+    ".inf",
+    "yes",
+    "No",
+    "on",
+    "true",
+    "null",
+    "~",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_class_names_that_yaml_changes_are_refused_and_in_quotes_they_are_kept(name: str, tmp_path: Path) -> None:
+    text = yaml.safe_dump({**GOOD, "classnames": []}).replace("classnames: []", "classnames:\n- cat\n- {}")
+    message = refusal(tmp_path, text.format(name))
+    assert f"YAML reads the class name {name!r} as " in message
+    assert message.endswith("; put it in quotes.")
+    (tmp_path / "job.yaml").write_text(text.format(f"'{name}'"))
+    assert load_config([str(tmp_path / "job.yaml")], tmp_path).classnames == ("cat", name)
+
+
+def test_class_names_that_yaml_leaves_as_they_stand_are_text(tmp_path: Path) -> None:
+    names = ("1", "2024", "-3", "1.5", "1.0", "2020-01-01", "1e3", "0o17", "a b", "犬", "no way")
+    text = yaml.safe_dump({**GOOD, "classnames": []}).replace("[]", f"[{', '.join(names)}]")
+    (tmp_path / "job.yaml").write_text(text, encoding="utf-8")
+    assert load_config([str(tmp_path / "job.yaml")], tmp_path).classnames == names
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        ("load_config(['--help'], Path('jobs/demo.yaml'))", 128 + signal.SIGPIPE, ""),
+        ("print('x' * 200_000)", 128 + signal.SIGPIPE, ""),
+        ("print('x')", 128 + signal.SIGPIPE, ""),
+        ("load_config(['none.yaml'], Path('x'))", 2, "error: The configuration file 'none.yaml' does not exist;"),
+        ("exec('raise JobError(1)')", 1, "error: 1"),
+    ],
+)
+def test_output_into_a_closed_pipe_ends_without_a_traceback(body: str, status: int, error: str) -> None:
+    code = (
+        "import sys; from pathlib import Path; from upl_ray.config.cli import *\n"
+        f"sys.stdin.read(); sys.exit(run_job(lambda: {body} or 0))"
+    )
+    pipe, command = subprocess.PIPE, [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, text=True) as job:
+        job.stdout.close()
+        job.stdin.close()
+        printed = job.stderr.read()
+    assert job.returncode == status
+    assert printed.startswith(error)
+    assert printed.count("\n") == bool(error)
+
+
+def test_another_broken_pipe_is_a_failed_job(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        raise BrokenPipeError(32, "Broken pipe", "a socket")
+
+    assert run_job(body) == 1
+    assert json.loads(capsys.readouterr().out)["status"] == "failed"
+
+
 def test_files_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
     text = yaml.safe_dump({**GOOD, "classnames": ["bär", "犬"]}, allow_unicode=True)
     (tmp_path / "job.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "names.txt").write_text("bär\n犬\n", encoding="utf-8")
     code = (
-        "import locale, sys; from pathlib import Path; from upl_ray.config.cli import load_config\n"
+        "import locale, sys; from pathlib import Path; from upl_ray.config.cli import load_config, run_job\n"
+        "from upl_ray.storage.store import read_text\n"
+        "names = load_config(sys.argv[1:2], Path('x')).classnames\n"
         "print(locale.getpreferredencoding(False))\n"
-        "print(ascii(load_config(sys.argv[1:], Path('x')).classnames))"
+        "print(ascii(names), ascii(read_text(sys.argv[2]).split()))\n"
+        "sys.exit(run_job(lambda: print(*names) or 0))"  # and what the encoding lacks is printed all the same
     )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, str(tmp_path / "job.yaml")]
+    command = [sys.executable, "-c", code, str(tmp_path / "job.yaml"), str(tmp_path / "names.txt")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    encoding, names = done.stdout.splitlines()
+    encoding, names, printed = done.stdout.splitlines()
     assert "utf" not in encoding.lower()
-    assert names == ascii(("bär", "犬"))
+    assert names == f"{('bär', '犬')!a} {['bär', '犬']!a}"
+    assert printed == "b\\xe4r \\u72ac"
 
 
 def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:

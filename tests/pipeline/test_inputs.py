@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from models import MakeModel
 from PIL import Image
+from tokenizer_families import TOKENIZERS
 
 from upl_ray.config.settings import Config
 from upl_ray.errors import ConfigError
+from upl_ray.pipeline import inputs
 from upl_ray.pipeline.inputs import prepare
 from upl_ray.upl.classifier import classifier_spec
 from upl_ray.upl.ensemble import ensemble_bytes, load_ensemble
@@ -97,6 +100,15 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
         ({"classnames": ["cat", " "]}, "Class name 2 of 2 is empty"),
         ({"classnames": ["cat", "dog " * 40]}, "'dog dog .* does not fit behind 16 context tokens.*lower train.n_ctx"),
         (
+            {"classnames": ["cat", "dog " * 40], "train": {"n_ctx": 1}},
+            "'dog dog .* does not fit behind 1 context tokens",
+        ),
+        ({"template": "a photo " * 40 + "{}"}, "prompt 'a photo .* does not fit the context of vit_a; shorten"),
+        *(
+            ({"classnames": ["cat", *names]}, f"class names '{names[0]}' and '{names[1]}' are the same tokens.*rename")
+            for names in (("Turkey", "turkey"), ("caf\u00e9", "cafe\u0301"), ("a & b", "a &amp; b"))
+        ),
+        (
             {"compute": {"workers_per_trial": 11}},
             "workers_per_trial is 11, .* share its classes, and there are 3; lower",
         ),
@@ -124,6 +136,31 @@ def test_what_cannot_work_is_refused_with_the_value_and_the_remedy(
     (photos.parent / "photos.txt").write_text("photos/cat/a.png\n")
     with pytest.raises(ConfigError, match=message):
         prepare(config(photos, **fields))
+
+
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_prompts_that_any_tokenizer_cuts_or_makes_equal_are_refused(
+    photos: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, room = TOKENIZERS[family]
+    spec = prepare(config(photos)).target
+    monkeypatch.setattr(inputs, "load_tokenizer", lambda source: make())
+    longest = ["x" * room, "x" * (room - 1) + "y"]
+    inputs.check_prompts(spec, longest)
+    with pytest.raises(ConfigError, match=rf"prompt '{longest[0]}z' does not fit the context of {spec.name}"):
+        inputs.check_prompts(spec, [*longest, longest[0] + "z"])
+    with pytest.raises(ConfigError, match=rf"prompts 'a Turkey' and 'a turkey' are the same tokens to {spec.name}"):
+        inputs.check_prompts(spec, ["a Turkey", "a dog", "a turkey"])
+    inputs.check_prompts(spec, ["a crane", "a dog", "a crane"])  # of a published data set, which repeats names
+
+
+def test_a_tokenizer_of_a_larger_vocabulary_than_the_models_is_refused(photos: Path, make_model: MakeModel) -> None:
+    folder = make_model("own", text={"vocab_size": 49407})  # CLIP's tokenizer has one more: its end token
+    small = {"backbones": [f"local-dir:{folder}"], "train": {"n_ctx": 4}}
+    with pytest.raises(ConfigError, match=r"tokenizer of own gives token 49407, but the model knows 49407; name the"):
+        prepare(config(photos, **small))
+    make_model("full", text={"vocab_size": 49408})
+    assert prepare(config(photos, **{**small, "backbones": [f"local-dir:{folder.parent}/full"]})).target.name == "full"
 
 
 def test_some_labels_that_are_no_class_are_only_not_scored(photos: Path) -> None:
@@ -160,6 +197,6 @@ def test_images_that_are_learned_from_are_not_held_out(photos: Path) -> None:
     apart = {"corpus": {"uri": str(photos / "dog")}, "classnames": list(NAMES)}
     with pytest.raises(ConfigError, match=r"1 of 1 files of validation are files of scored"):
         prepare(config(photos, **apart, scored=labeled, validation=labeled), validation=True)
-    inputs = prepare(config(photos, **apart, scored=labeled))
-    assert inputs.scored is not None
-    assert (inputs.corpus.images, inputs.scored.images) == (1, 1)
+    checked = prepare(config(photos, **apart, scored=labeled))
+    assert checked.scored is not None
+    assert (checked.corpus.images, checked.scored.images) == (1, 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import pytest
 import torch
 from models import TEXT, VISION, MakeModel, resolve_folder
 from open_clip.pretrained import get_pretrained_cfg
+from safetensors.torch import load_file, save_file
 
-from upl_ray.config.settings import UPL_STAR, Backbone
+from upl_ray.config.settings import UPL_STAR, Backbone, expand_backbones
 from upl_ray.errors import ConfigError
 from upl_ray.upl.backbones import load_tokenizer, needs_quick_gelu, read_model_config, resolve_backbone
+from upl_ray.upl.clip_model import ClipModel
 
 PUBLISHED: dict[str, Any] = {
     "model_cfg": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
@@ -115,12 +119,12 @@ def test_whatever_stands_in_a_configuration_it_is_understood_or_refused_by_its_f
     for place, value in itertools.product(places(published), values):
         file.write_text(json.dumps(changed(published, place, value)))
         try:
-            resolve_folder(file.parent)
+            ClipModel(resolve_folder(file.parent), device="cpu")
             understood += 1
         except ConfigError as error:
             messages.append(str(error))
     assert [m for m in messages if str(file.parent) not in m] == []
-    assert min(understood, len(messages)) > 50
+    assert (understood > 15, len(messages) > 50) == (True, True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\udcff"], ids=["empty", "cut", "deep", "no text"])
@@ -143,6 +147,107 @@ def test_damaged_weights_are_refused(damage: str, make_model: MakeModel) -> None
     weights = make_model() / "open_clip_model.safetensors"
     weights.write_bytes(DAMAGES[damage](weights.read_bytes()))
     assert f"The weights {str(weights)!r} of " in refusal(weights.parent)
+
+
+def hugging_faces(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"vision_model.{n}" if n.startswith("visual") else f"text_model.{n}": t for n, t in state.items()}
+
+
+MISFITS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], str]] = {
+    "names of Hugging Face": (hugging_faces, r"the file lacks \w+ and \d+ more, and the model has no \w+_model\.\w+"),
+    "another width": (
+        lambda state: {n: t.repeat_interleave(2, dim=-1) if t.ndim else t for n, t in state.items()},
+        r"text_projection is \[32, 48\] in the file and \[32, 24\] in the model",
+    ),
+    "another vocabulary": (
+        lambda state: {**state, "token_embedding.weight": torch.zeros(100, 32)},
+        r"token_embedding.weight is \[100, 32\] in the file and \[49408, 32\] in the model",
+    ),
+    "vocabulary and positions": (
+        lambda state: {
+            **state,
+            "token_embedding.weight": torch.zeros(9, 32),
+            "positional_embedding": torch.ones(9, 32),
+        },
+        r"token_embedding.weight is \[9, 32\] in the file and \[49408, 32\] in the model",
+    ),
+    "one tensor more": (lambda state: {**state, "x": torch.zeros(1)}, "the model has no x;"),
+    "one tensor less": (lambda state: {n: t for n, t in state.items() if n != "ln_final.bias"}, "lacks ln_final.bias;"),
+    "no tensors": (lambda state: {}, r"the file lacks positional_embedding and \d+ more;"),
+}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pth"])
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_weights_of_another_model_are_refused_before_they_are_loaded(
+    misfit: str, form: str, make_model: MakeModel
+) -> None:
+    change, words = MISFITS[misfit]
+    weights = make_model() / "open_clip_model.safetensors"
+    state = {n: t.contiguous() for n, t in change(load_file(weights)).items()}
+    weights.unlink()
+    weights = weights.with_suffix(f".{form}")
+    if form == "pth":
+        torch.save({"epoch": 3, "state_dict": state}, weights)
+    else:
+        save_file(state, weights)
+    message = refusal(weights.parent)
+    assert re.search(words, message), message
+    assert re.match(rf"The weights '{weights}' do not fit the model .*; use weights of this architecture", message)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("form", ["module", "positions", "scale", "torch"])
+def test_weights_that_open_clip_adapts_are_accepted_and_load(form: str, make_model: MakeModel) -> None:
+    weights = make_model() / "open_clip_model.safetensors"
+    state = load_file(weights)
+    if form == "module":  # of training on several GPUs
+        state = {f"module.{n}": t for n, t in state.items()}
+    elif form == "positions":  # of a longer context and larger images
+        state |= {"positional_embedding": torch.ones(77, 32), "visual.positional_embedding": torch.ones(50, 32)}
+    elif form == "scale":
+        state["logit_scale"] = state["logit_scale"].reshape(1)
+    if form == "torch":
+        weights.unlink()
+        torch.save(state, weights.with_suffix(".pth"))
+    else:
+        save_file(state, weights)
+    assert ClipModel(resolve_folder(weights.parent), device="cpu").encode_texts(["a dog"]).shape == (1, 24)
+
+
+def test_a_model_that_needs_a_package_says_which(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    folder = make_model()
+    file = folder / "open_clip_config.json"
+    published = json.loads(file.read_text())
+    published["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "x"
+    file.write_text(json.dumps(published))
+    assert "needs the package transformers; install it on every node: pip install transformers" in refusal(folder)
+    with pytest.raises(ConfigError, match=r"tokenizer of .* needs a package .*transformers.*; install it with pip"):
+        load_tokenizer(f"local-dir:{folder}")
+
+
+def test_a_home_folder_is_followed_in_both_fields(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_model()
+    monkeypatch.setenv("HOME", str(folder.parent))
+    spec = resolve_backbone(Backbone(model=f"local-dir:~/{folder.name}"))
+    assert (spec.source, spec.backbone.model) == (f"local-dir:{folder}",) * 2
+    assert spec.identity() == resolve_folder(folder).identity()
+    assert len(load_tokenizer(spec.source)(["a"])[0]) == 20
+    (folder.parent / "weights.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"{folder.parent}/weights.pt' of RN50 cannot be read"):
+        resolve_backbone(Backbone(model="RN50", pretrained="~/weights.pt", quick_gelu=True))
+
+
+@pytest.mark.parametrize("place", ["{}", "./none", "~/none", "../none", "/no/such/folder", "model"])
+def test_a_path_as_backbone_is_refused_with_the_way_to_write_it(
+    place: str, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place.format(make_model())
+    monkeypatch.chdir(tmp_path)
+    (backbone,) = expand_backbones([place])
+    with pytest.raises(ConfigError, match=rf"^The backbone '{place}' is a path; write local-dir:FOLDER"):
+        resolve_backbone(backbone)
 
 
 @pytest.mark.parametrize("damage", ["empty", "broken zip"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+import safetensors.torch
 import torch
 from models import MakeModel, resolve_folder
 
@@ -52,8 +53,24 @@ def test_chunks_that_have_begun_finish_in_any_order(spec: ClipSpec) -> None:
 def test_features_that_are_not_finite_are_refused(make_model: MakeModel) -> None:
     clip = ClipModel(resolve_folder(make_model()), device="cpu")
     clip.model.visual.proj.data[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"not finite in torch\.float32; set its precision to fp32"):
+    with pytest.raises(JobError, match=r"not finite in torch\.float32; its weights hold .* no numbers: .*again"):
         clip.encode_crops(CROPS)
+    clip = ClipModel(resolve_folder(make_model("half")), "fp16", device="cpu")
+    clip.model.visual.proj.data[0, 0] = torch.inf
+    with pytest.raises(JobError, match=r"not finite in torch\.float16; set its precision to fp32"):
+        clip.encode_crops(CROPS)
+
+
+@pytest.mark.parametrize("name", ["token_embedding.weight", "text_projection", "ln_final.weight", "logit_scale"])
+def test_weights_that_are_no_numbers_in_the_text_tower_are_refused(make_model: MakeModel, name: str) -> None:
+    folder = make_model()
+    weights = safetensors.torch.load_file(folder / "open_clip_model.safetensors")
+    weights[name].fill_(torch.nan)
+    safetensors.torch.save_file(weights, folder / "open_clip_model.safetensors")
+    clip = ClipModel(resolve_folder(folder), device="cpu")
+    assert bool(np.isfinite(clip.encode_crops(CROPS)).all())
+    with pytest.raises(JobError, match=r"text features, or a logit scale, .*not finite; its weights hold .*again"):
+        clip.encode_texts(["a dog", "a cat"])
 
 
 @pytest.mark.slow

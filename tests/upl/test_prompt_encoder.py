@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from models import MakeClip, resolve_folder, write_model
+from tokenizer_families import LENGTH, TOKENIZERS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -57,15 +58,30 @@ def shape(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize("start", [[], [90]], ids=["no start token", "start token"])
 def test_placeholders_stand_behind_the_start_token_if_there_is_one(start: list[int]) -> None:
-    def tokenizer(texts: list[str]) -> Tensor:
+    def tokenizer(texts: list[str], context_length: int = 12) -> Tensor:
         """A token a letter, then an end token, then padding."""
         rows = [[*start, *map(ord, text), 91] for text in texts]
-        return torch.tensor([row + [0] * (12 - len(row)) for row in rows])
+        return torch.tensor([row + [0] * (context_length - len(row)) for row in rows])
 
     ids, first = prompt_tokens(tokenizer, ("x", "yz"), 3)
     assert first == len(start)
     expected = [[*start, *[ord("a")] * 3, *map(ord, text), 91] for text in ("x.", "yz.")]
     assert ids.tolist() == [row + [0] * (12 - len(row)) for row in expected]
+
+
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_prompts_of_every_family_of_tokenizers_are_those_of_the_contexts_own_words(family: str) -> None:
+    """Letters are tokens and the placeholder is the one of "a", so the oracle tokenizes "aaaa" and the name."""
+    make, room = TOKENIZERS[family]
+    tokenizer, dot = make(), "" if family == "siglip" else "."  # which SigLIP's leaves out
+    longest = "x" * (room - 4 - len(dot))
+    ids, _ = prompt_tokens(tokenizer, ("dog", longest), 4)
+    assert ids.tolist() == tokenizer(["aaaadog.", f"aaaa{longest}."]).tolist()
+    assert ids.shape == (2, LENGTH)
+    with pytest.raises(ConfigError, match=f"class name '{longest}x' does not fit behind 4 context tokens"):
+        prompt_tokens(tokenizer, ("dog", longest + "x"), 4)
+    with pytest.raises(ConfigError, match="class names 'Turkey' and 'turkey' are the same tokens"):
+        prompt_tokens(tokenizer, ("dog", "Turkey", "turkey"), 4)
 
 
 def token_ids(clip: ClipModel, text: str) -> list[int]:

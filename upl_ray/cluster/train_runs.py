@@ -42,7 +42,7 @@ def train_runs(trials: Sequence[Trial], workers: Workers) -> Looks:
             left -= over.keys()  # before their last reports are read
             events: list[Event] = []
             for i, file in enumerate(files):
-                lines = file.read_text().split("\n")[:-1] if file.exists() else []
+                lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
                 events += [(i, json.loads(line)) for line in lines[read[i] :]]
                 read[i] = len(lines)
             yield events, left
@@ -122,5 +122,5 @@ class StartWriter(WorkerGroupCallback):
 
 
 def _write(path: Path, event: Report | str | None) -> None:
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(event) + "\n")

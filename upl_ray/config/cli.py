@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import textwrap
@@ -46,6 +48,8 @@ def run_job(job: Callable[[], int]) -> int:
         128 + the signal's number where one stopped it.
     """
     sys.excepthook = _report_unexpected
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that a locale's encoding lacks, as stderr does it
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -61,23 +65,39 @@ def run_job(job: Callable[[], int]) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("upl_ray").setLevel(logging.INFO)
     try:
-        return job()
+        status = job()
+        print(end="", flush=True)  # here, and not when Python ends: a reader may have closed it
+        return status
     except ConfigError as error:
         return _report("failed", str(error), 2)
     except (JobError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _drop_closed_stdout():
+            return 128 + signal.SIGPIPE
         return _report("failed", describe_error(error), 1)
     except KeyboardInterrupt:
         reason = "stopped by a signal; what is finished stays in storage, and the same command goes on from there"
         return _report("stopped", reason, 128 + (received[0] if received else signal.SIGINT))
     except SystemExit as exit_:  # of the parsers of options, which have given the reason; or after `--help`
+        _drop_closed_stdout()
         if exit_.code:
             print(_json_line("failed", "the command line is refused; the reason stands above"))
         raise
 
 
+def _drop_closed_stdout() -> bool:
+    """Send the output nowhere if its reader has closed it, as `| head` does; True if so."""
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return closed
+
+
 def _report(status: str, message: str, code: int) -> int:
     """Print how the job ended, for people and for programs, and return its exit status."""
     print(f"error: {sanitized(message)}", file=sys.stderr)
+    _drop_closed_stdout()
     print(_json_line(status, message))
     return code
 
@@ -89,6 +109,7 @@ def _json_line(status: str, message: str) -> str:
 def _report_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Python's hook for an exception that nothing catches: its traceback, then the line for programs."""
     sys.__excepthook__(kind, error, trace)
+    _drop_closed_stdout()
     print(_json_line("failed", describe_error(error)))
 
 
@@ -131,7 +152,10 @@ def _split_file(args: list[str], default: Path) -> tuple[Path, list[str]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a field that is given twice is refused, and dates stay text."""
+    """PyYAML's safe loader, but a field that is given twice is refused, and so are class names that YAML changes.
+
+    Dates stay text.
+    """
 
     yaml_constructors = {  # noqa: RUF012 - as PyYAML declares it
         **yaml.SafeLoader.yaml_constructors,
@@ -149,7 +173,20 @@ class _Loader(yaml.SafeLoader):
         if not all(isinstance(name, str) for name in mapping):
             problem = "the name of a field is no text; put it in quotes"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        for key, value in node.value:
+            if key.value == "classnames" and isinstance(value, yaml.SequenceNode):
+                self._reject_changed(value)
         return mapping
+
+    def _reject_changed(self, names: yaml.SequenceNode) -> None:
+        """Refuse what is no longer what stands in the file: `001` is 1, `1_000` is 1000, `no` is false."""
+        for item in names.value:
+            if isinstance(item, yaml.ScalarNode) and str(value := self.construct_object(item)) != item.value:
+                mark = item.start_mark
+                raise ConfigError(
+                    f"YAML reads the class name {item.value!r} as {value!r} (line {mark.line + 1}, column "
+                    f"{mark.column + 1}); put it in quotes."
+                )
 
 
 def _read_yaml(path: Path, example: Path) -> dict[str, Any]:
@@ -162,6 +199,8 @@ def _read_yaml(path: Path, example: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 (byte {error.start + 1}); save it in that encoding.") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:  # of numbers, tags, nesting
         raise ConfigError(f"{path} is not YAML: {_yaml_problem(error)}; correct it.") from None
     if not isinstance(data, dict):

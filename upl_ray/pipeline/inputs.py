@@ -20,7 +20,7 @@ from upl_ray.corpus.true_labels import check_labels, folder_names
 from upl_ray.errors import ConfigError, first_line
 from upl_ray.pipeline.shardwise import map_items
 from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_ahead, read_text
-from upl_ray.upl.backbones import load_tokenizer, resolve_backbone
+from upl_ray.upl.backbones import find_equal, load_tokenizer, resolve_backbone, tokenize
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.prompt_encoder import prompt_tokens
 from upl_ray.upl.zero_shot import fill_template
@@ -106,7 +106,7 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
 
 
 def _check_names(config: Config, specs: dict[str, ClipSpec], classnames: tuple[str, ...]) -> None:
-    """Refuse class names that do not fit beside the context, or in the template, of a model; or too few of them."""
+    """Refuse class names that a model cannot read or tell apart, with the context or in the template; or too few."""
     if config.compute.workers_per_trial > len(classnames):
         raise ConfigError(
             f"compute.workers_per_trial is {config.compute.workers_per_trial}, but the workers of a trial share its "
@@ -185,13 +185,21 @@ def check_context(spec: ClipSpec, classnames: tuple[str, ...], recipe: Train, re
 
 
 def check_prompts(spec: ClipSpec, prompts: list[str]) -> None:
-    """Refuse zero-shot prompts that fill the model's context: its tokenizer cuts longer ones without a word."""
-    tokenizer = load_tokenizer(spec.source)
-    full = tokenizer(prompts)[:, -1] != tokenizer(["a"])[0, -1]
-    if full.any():
-        prompt = prompts[int(full.int().argmax())]
+    """Refuse zero-shot prompts that the model's tokenizer cuts, makes equal, or gives tokens that the model lacks."""
+    ids, cut = tokenize(load_tokenizer(spec.source), prompts)
+    if cut.any():
+        prompt = prompts[int(cut.int().argmax())]
         raise ConfigError(
             f"The prompt {prompt!r} does not fit the context of {spec.name}; shorten the name or template."
+        )
+    if ids.max() >= spec.vocabulary:
+        raise ConfigError(
+            f"The tokenizer of {spec.name} gives token {ids.max()}, but the model knows {spec.vocabulary}; name the "
+            f"model's own vocabulary in its open_clip_config.json (text_cfg.tokenizer_kwargs.bpe_path)."
+        )
+    if equal := find_equal(prompts, ids):
+        raise ConfigError(
+            f"The prompts {equal[0]!r} and {equal[1]!r} are the same tokens to {spec.name}; rename one of the classes."
         )
 
 

@@ -7,6 +7,7 @@ torch nor open_clip: planning needs no more than that.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -15,21 +16,32 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import open_clip
-from open_clip.factory import _find_checkpoint_in_dir, parse_model_name  # private, stable since open_clip 2.24
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.factory import (
+    _find_checkpoint_in_dir,  # private, stable since open_clip 2.24
+    load_state_dict,
+    parse_model_name,
+)
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from upl_ray.config.settings import Backbone, describe_validation_error
 from upl_ray.demo import locate
 from upl_ray.errors import ConfigError, first_line
+from upl_ray.storage.store import absolute
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.images import Geometry
 from upl_ray.upl.rejection import MAX_PIXELS
@@ -57,10 +69,12 @@ def resolve_backbone(backbone: Backbone, max_pixels: int = MAX_PIXELS) -> ClipSp
         max_pixels: larger images are rejected [pixels].
 
     Raises:
-        ConfigError: see `find_weights`; the weights are damaged; or weights and activation function do not fit.
+        ConfigError: see `find_weights`; the weights are damaged, or not those of the model; or weights and activation
+            function do not fit.
     """
     found = find_weights(backbone)
     digest, weights_bytes = _check_weights(found.path, backbone)
+    _check_fit(found, backbone)
     preprocess = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), found.published))
     size = found.model_cfg["vision_cfg"].get("image_size", 224)
     height, width = (size, size) if isinstance(size, int) else size
@@ -89,12 +103,12 @@ def find_weights(backbone: Backbone) -> FoundWeights:
         source = locate.backbone(backbone.model)
         schema, identifier = parse_model_name(source)
         if schema == "local-dir":
-            folder = Path(identifier)
+            folder = Path(absolute(identifier))
             model_cfg, preprocess = read_model_config((folder / CONFIG_FILE).read_bytes())
             weights = _find_checkpoint_in_dir(folder)
             if weights is None:
                 raise FileNotFoundError(f"no weights file lies in {folder}")
-            return FoundWeights(source, Path(weights), model_cfg, preprocess)
+            return FoundWeights(f"local-dir:{folder}", Path(weights), model_cfg, preprocess)
         if schema == "hf-hub":
             config = Path(download_pretrained_from_hf(identifier, CONFIG_FILE))
             model_cfg, preprocess = read_model_config(config.read_bytes())
@@ -110,6 +124,12 @@ def _find_named_weights(backbone: Backbone) -> FoundWeights:
     model, pretrained = backbone.model, backbone.pretrained
     model_cfg = open_clip.get_model_config(model)
     if model_cfg is None:
+        place = f"{model}/{pretrained}" if pretrained else model  # as `backbones: [PLACE]` was split
+        if place.startswith(("/", "~", ".")) or os.path.exists(place):
+            raise ConfigError(
+                f"The backbone {place!r} is a path; write local-dir:FOLDER for a model's folder, or the fields `model` "
+                f"and `pretrained` for a weights file."
+            )
         close = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}?" if close else "`open_clip.list_models()` lists all."
         raise ConfigError(f"open_clip knows no model {model!r}; {hint}")
@@ -118,9 +138,10 @@ def _find_named_weights(backbone: Backbone) -> FoundWeights:
         raise ConfigError(f"The model {model!r} needs `pretrained`: a weights file or one of the tags {tags}.")
     tag_cfg = get_pretrained_cfg(model, pretrained)
     if not tag_cfg:
-        if not os.path.isfile(pretrained):  # pathlib's would raise for a name that is too long
+        file = os.path.expanduser(pretrained)
+        if not os.path.isfile(file):  # pathlib's would raise for a name that is too long
             raise ConfigError(f"pretrained {pretrained!r} of {model} is neither a file nor one of the tags {tags}.")
-        return FoundWeights(model, Path(pretrained).resolve(), model_cfg, {})
+        return FoundWeights(model, Path(file).resolve(), model_cfg, {})
     try:
         weights = download_pretrained(tag_cfg)
     except (OSError, RuntimeError, ValueError) as error:
@@ -135,9 +156,9 @@ def _with_absolute_paths(backbone: Backbone) -> Backbone:
     """The backbone for workers, whose working directory is another one."""
     changes: dict[str, str] = {}
     if backbone.model.startswith("local-dir:"):
-        changes["model"] = f"local-dir:{Path(backbone.model.removeprefix('local-dir:')).resolve()}"
-    elif backbone.pretrained and Path(backbone.pretrained).is_file():
-        changes["pretrained"] = str(Path(backbone.pretrained).resolve())
+        changes["model"] = f"local-dir:{absolute(backbone.model.removeprefix('local-dir:'))}"
+    elif backbone.pretrained and os.path.isfile(os.path.expanduser(backbone.pretrained)):
+        changes["pretrained"] = absolute(backbone.pretrained)
     return backbone.model_copy(update=changes)
 
 
@@ -199,6 +220,92 @@ def _check_weights(weights: Path, backbone: Backbone) -> tuple[str, int]:
     return digest, size
 
 
+def _check_fit(found: FoundWeights, backbone: Backbone) -> None:
+    """Refuse weights whose names or shapes are not those of the model. Only the file's header is read.
+
+    The model is built without memory, and older names are converted and positions interpolated as by open_clip's
+    `load_checkpoint`. Arrays of big_vision (npz) have other names altogether, which open_clip copies one by one.
+    """
+    if found.path.suffix in (".npz", ".npy"):
+        return
+    text_cfg = found.model_cfg["text_cfg"]
+    if {"hf_model_name", "hf_tokenizer_name"} & set(text_cfg) and not find_spec("transformers"):
+        raise ConfigError(
+            f"The model {backbone.model!r} needs the package transformers; install it on every node: "
+            f"pip install transformers."
+        )
+    try:
+        model = _build_empty(found.model_cfg)
+    except Exception as error:  # noqa: BLE001  # open_clip's code meets values that no model has
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(
+            f"The model {backbone.model!r} cannot be built ({reason}); correct its {CONFIG_FILE}."
+        ) from None
+    state: dict[str, Tensor] = {}
+    try:
+        state = _adapt(_read_header(found.path), model)
+        resize_pos_embed(state, model)
+        resize_text_pos_embed(state, model)
+        model.load_state_dict(state)
+    except Exception as error:  # noqa: BLE001  # nor is a file that others have made limited to some
+        raise ConfigError(
+            f"The weights {str(found.path)!r} do not fit the model {backbone.model!r}: "
+            f"{_difference(state, model.state_dict()) or first_line(error)}; use weights of this architecture, with "
+            f"open_clip's names."
+        ) from None
+
+
+def _build_empty(model_cfg: dict[str, Any]) -> torch.nn.Module:
+    """A model without memory, as open_clip's `create_model` builds it; no base weights of its towers are fetched."""
+    cfg = copy.deepcopy(model_cfg)
+    cfg["vision_cfg"]["timm_model_pretrained"] = cfg["text_cfg"]["hf_model_pretrained"] = False
+    custom = cfg.pop("custom_text", False) or "hf_model_name" in cfg["text_cfg"]
+    kind = open_clip.CLIP if not custom else open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP
+    with torch.device("meta"):
+        model: torch.nn.Module = kind(**cfg)
+    return model
+
+
+def _adapt(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+    """What open_clip's `load_checkpoint` does to names and logit scales; it takes no tensors, only a file."""
+    state = convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):  # a number, or a vector of one
+        if name in state and getattr(model, name) is not None and state[name].numel() == 1:
+            state[name] = state[name].reshape(getattr(model, name).shape)
+    if "logit_bias" not in state and model.logit_bias is not None:
+        state["logit_bias"] = torch.zeros_like(state["logit_scale"])
+    state.pop("text.transformer.embeddings.position_ids", None)
+    return state
+
+
+def _read_header(weights: Path) -> dict[str, Tensor]:
+    """Tensors without memory, by their names in a file of weights."""
+    if weights.suffix != ".safetensors":
+        state: dict[str, Tensor] = load_state_dict(str(weights), device="meta")
+        return state
+    with safe_open(weights, framework="numpy") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    return {name.removeprefix("module."): torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def _difference(given: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """The first tensors that differ, of a file's and of a model's."""
+    odd = [n for n, t in expected.items() if n in given and given[n].shape != t.shape]
+    if odd:
+        name = min(odd, key=lambda n: "positional_embedding" in n)  # these are interpolated
+        return f"{name} is {list(given[name].shape)} in the file and {list(expected[name].shape)} in the model"
+    missing, unknown = ([n for n in a if n not in b] for a, b in ((expected, given), (given, expected)))
+    parts = [f"the file lacks {missing[0]}{_and_more(missing)}"] if missing else []
+    parts += [f"the model has no {unknown[0]}{_and_more(unknown)}"] if unknown else []
+    return ", and ".join(parts)
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
 def _is_torchscript(weights: Path) -> bool:
     """True for archives that open_clip cannot load safely."""
     if not zipfile.is_zipfile(weights):
@@ -242,8 +349,43 @@ def load_tokenizer(source: str) -> Any:
             bpe_path = model_cfg["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path")
             options = {"bpe_path": str(Path(identifier) / bpe_path)} if bpe_path else {}
         return open_clip.get_tokenizer(source, **options)
-    except (OSError, ValueError, EOFError, zlib.error, ImportError) as error:
+    except ImportError as error:
+        raise ConfigError(
+            f"The tokenizer of {source!r} needs a package that is not installed here ({first_line(error)}); install it "
+            f"with pip, on every node."
+        ) from None
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise ConfigError(f"The tokenizer of {source!r} cannot be read ({error}); repair the model's folder.") from None
+
+
+def tokenize(tokenizer: Any, texts: list[str], free: int = 0) -> tuple[Tensor, Tensor]:
+    """Texts as a model's own tokens, and which of them it cuts.
+
+    A text is cut if more room changes more than its padding. This holds for every tokenizer; the last token alone shows
+    nothing where padding is the end token (SigLIP) or takes its place (CLIPA).
+
+    Args:
+        tokenizer: as open_clip gives it: texts, context length -> token ids.
+        texts: n of them.
+        free: positions of the model's L that stay free.
+
+    Returns:
+        The ids [n, L - free] int64, and True for texts that are cut [n].
+    """
+    length = tokenizer(["a"]).shape[1] - free
+    short, long = (tokenizer(texts, context_length=n).long() for n in (length, 2 * length))
+    padding = tokenizer(["a"], context_length=64)[0].mode().values.item()
+    padded = torch.nn.functional.pad(short, (0, length), value=padding)  # [n, 2 * (L - free)]
+    return short, (padded.sort(dim=1).values != long.sort(dim=1).values).any(dim=1)
+
+
+def find_equal(texts: Sequence[str], ids: Tensor) -> tuple[str, str] | None:
+    """The first two different texts whose tokens [n, L] are equal: a model cannot tell them apart."""
+    seen: dict[bytes, str] = {}
+    for text, row in zip(texts, ids.numpy(), strict=True):
+        if (first := seen.setdefault(row.tobytes(), text)) != text:
+            return first, text
+    return None
 
 
 # `open_clip_config.json` of a model in a folder or on a hub: the fields that are read here. The rest is open_clip's.

@@ -5,6 +5,7 @@ Shapes: N images or texts, H, W crop height and width, D feature width.
 
 from __future__ import annotations
 
+import math
 import platform
 from functools import lru_cache
 
@@ -20,6 +21,7 @@ from upl_ray.upl.backbones import file_sha256, find_weights, load_tokenizer
 from upl_ray.upl.clip_spec import ClipSpec
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DAMAGED_VALUES = "its weights hold values that are no numbers: save or download them again"
 
 Begun = tuple[Tensor, torch.cuda.Event | None]  # features, and when they will have arrived; None: they have
 
@@ -87,7 +89,7 @@ class ClipModel:
         geometry = self.spec.geometry
         try:
             self.encode_crops(np.zeros((batch, geometry.height, geometry.width, 3), np.uint8))
-        except torch.OutOfMemoryError:
+        except (JobError, torch.OutOfMemoryError):  # the first of features that are not finite
             raise
         except RuntimeError as error:
             raise JobError(
@@ -106,7 +108,7 @@ class ClipModel:
         """L2-normalised image features [N, D] of uint8 crops [N, H, W, 3], rounded to half precision for storage.
 
         Raises:
-            ValueError: the features are not finite in the backbone's precision.
+            JobError: the features are not finite in the backbone's precision.
         """
         return self.finish_crops(self.begin_crops(crops))
 
@@ -127,17 +129,25 @@ class ClipModel:
         if arrived:
             arrived.synchronize()
         if not features.isfinite().all():
-            raise ValueError(
-                f"{self.spec.name} gives features that are not finite in {self.dtype}; set its precision to fp32."
-            )
+            remedy = "set its precision to fp32" if self.dtype != torch.float32 else DAMAGED_VALUES
+            raise JobError(f"{self.spec.name} gives features that are not finite in {self.dtype}; {remedy}.")
         return features.numpy()
 
     @torch.inference_mode()
     def encode_texts(self, texts: list[str], batch_size: int = 256) -> Tensor:
-        """L2-normalised text features [N, D] float32 on the CPU, by the model's own `encode_text`."""
+        """L2-normalised text features [N, D] float32 on the CPU, by the model's own `encode_text`.
+
+        Raises:
+            JobError: they, or the logit scale, are not finite.
+        """
         tokens = self.tokenizer(texts).to(self.device)  # [N, context length]
-        features = [self.model.encode_text(t).float() for t in tokens.split(batch_size)]
-        return torch.nn.functional.normalize(torch.cat(features), dim=-1).cpu()
+        encoded = torch.cat([self.model.encode_text(t).float() for t in tokens.split(batch_size)])
+        features = torch.nn.functional.normalize(encoded, dim=-1).cpu()
+        if not (features.isfinite().all() and math.isfinite(self.logit_scale)):
+            raise JobError(
+                f"{self.spec.name} gives text features, or a logit scale, that are not finite; {DAMAGED_VALUES}."
+            )
+        return features
 
 
 def memory_layout(tower: torch.nn.Module, device: torch.device) -> torch.memory_format:

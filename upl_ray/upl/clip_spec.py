@@ -7,6 +7,7 @@ importing open_clip takes seconds.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,12 @@ class ClipSpec:
     def dim(self) -> int:
         """D: width of its features."""
         return int(json.loads(self.model_cfg)["embed_dim"])
+
+    @property
+    def vocabulary(self) -> float:
+        """How many tokens the model knows; those of Hugging Face's text towers stand elsewhere: infinity."""
+        text_cfg = json.loads(self.model_cfg)["text_cfg"]
+        return math.inf if "hf_model_name" in text_cfg else text_cfg.get("vocab_size", 49408)  # open_clip's default
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides about features, for fingerprints; the place of the weights is not part of it.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from upl_ray.errors import ConfigError
+from upl_ray.upl.backbones import find_equal, tokenize
 from upl_ray.upl.clip_model import ClipModel
 from upl_ray.upl.packed_text import PackedTextEncoder, can_pack
 
@@ -33,7 +34,7 @@ def prompt_tokens(
     """Token ids of the prompts "<context> <classname>.", for any tokenizer.
 
     Args:
-        tokenizer: as open_clip gives it: texts -> token ids [n, L].
+        tokenizer: as open_clip gives it: texts, context length -> token ids [n, L].
         classnames: C names.
         n_ctx: M.
         remedy: what the error advises beside a shorter name, for a caller whose M is not `train.n_ctx`.
@@ -43,23 +44,27 @@ def prompt_tokens(
         start token, else 0.
 
     Raises:
-        ConfigError: a class name is too long to fit beside M context tokens.
+        ConfigError: a class name is too long to fit beside M context tokens, or two have the same tokens.
     """
     probes = tokenizer(["a", "b"])
+    length = probes.shape[1]
     start = int(bool(probes[0, 0] == probes[1, 0]))  # texts that differ still begin alike: a start token
-    pad, placeholder = probes[0, -1], int(probes[0, start])
-    ids = tokenizer([f"{name}." for name in classnames]).long()  # [C, L]
-    length = ids.shape[1]
-    fits = n_ctx < length - 2
-    overflow = (ids[:, length - n_ctx :] != pad).any(dim=1) if fits else torch.ones(len(ids), dtype=torch.bool)
-    if overflow.any():
-        name = classnames[int(overflow.int().argmax())]
+    if n_ctx < length - 2:
+        ids, cut = tokenize(tokenizer, [f"{name}." for name in classnames], free=n_ctx)  # [C, L - M]
+    else:
+        cut = torch.ones(len(classnames), dtype=torch.bool)
+    if cut.any():
+        name = classnames[int(cut.int().argmax())]
         raise ConfigError(
             f"The class name {name!r} does not fit behind {n_ctx} context tokens: the model reads {length} tokens; "
             f"shorten the name or {remedy}."
         )
-    placeholders = torch.full((len(ids), n_ctx), placeholder)  # [C, M]
-    return torch.cat([ids[:, :start], placeholders, ids[:, start : length - n_ctx]], dim=1), start
+    if equal := find_equal(classnames, ids):
+        raise ConfigError(
+            f"The class names {equal[0]!r} and {equal[1]!r} are the same tokens to the model; rename one of them."
+        )
+    placeholders = torch.full((len(ids), n_ctx), int(probes[0, start]))  # [C, M]
+    return torch.cat([ids[:, :start], placeholders, ids[:, start:]], dim=1), start
 
 
 class PromptEncoder(nn.Module):

@@ -53,7 +53,7 @@ def write_backbone(folder: Path, architecture: Architecture, model: CLIP, merges
         "model_cfg": architecture.model_cfg(model.vocab_size),
         "preprocess_cfg": architecture.preprocess_cfg(),
     }
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_bpe(folder / BPE_FILE, merges)
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     halved = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
