@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,33 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from upl_ray.cluster.trials import ATTEMPTS, LOOK_S, Body, Event, Looks, Report, Trial, Workers, raise_first, reason_of
 
 
 def train_runs(trials: Sequence[Trial], workers: Workers) -> Looks:
-    """Trials as runs of Ray Train, each waited for in a thread of the driver."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's page of runs
+    """Trials as runs of Ray Train, which a task on the driver's node waits for.
+
+    The driver itself must not: `fit` can only be waited for in threads, which are in Ray when a signal ends the driver,
+    and then Python crashes. The task is killed with the job, and its runs with it.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
+    looks: Any = ray.remote(_wait_for_runs).options(num_returns="streaming", **options).remote(trials, workers)
+    failures: list[str] = []
+    for look in looks:
+        events, left, failures = ray.get(look)
+        yield events, left
+    raise_first(failures, len(trials))
+
+
+def _wait_for_runs(trials: Sequence[Trial], workers: Workers) -> Iterator[tuple[list[Event], set[int], list[str]]]:
+    """Looks at the runs, with the errors of those that have failed."""
+    os.environ["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"  # the dashboard's page of runs
     over: dict[int, BaseException | None] = {}  # the runs that have ended, and why if they failed
     # Ray Train's notes about itself, which nobody reads: members and checkpoints go to storage without its help, where
-    # each note would be some requests. The files by which reports reach the driver lie beside them.
+    # each note would be some requests. The files by which reports of the controllers come here lie beside them.
     with tempfile.TemporaryDirectory(prefix="upl-trials-", ignore_cleanup_errors=True) as folder:
         files = [Path(folder, f"{i}.jsonl") for i in range(len(trials))]
         for i, trial in enumerate(trials):
@@ -45,8 +62,7 @@ def train_runs(trials: Sequence[Trial], workers: Workers) -> Looks:
                 lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
                 events += [(i, json.loads(line)) for line in lines[read[i] :]]
                 read[i] = len(lines)
-            yield events, left
-    raise_first([error for error in over.values() if error], len(trials))
+            yield events, left, [str(error) for error in over.values() if error]
 
 
 def _wait_for_run(over: dict[int, BaseException | None], i: int, trial: Trial, workers: Workers, reports: Path) -> None:
@@ -82,7 +98,7 @@ def _report_all(body: Body) -> None:
 
 
 class ReportWriter(ray.train.UserCallback):
-    """Passes what happens to a run from its controller to the driver, which is on the same node.
+    """Passes what happens to a run from its controller to the task that waits for it, which is on the same node.
 
     Args:
         file: gets a line of JSON for each event.

@@ -136,7 +136,7 @@ def reason_of(error: BaseException) -> str:
     return first_line(getattr(error, "cause", None) or error)
 
 
-def raise_first(failures: Sequence[BaseException], trials: int) -> None:
+def raise_first(failures: Sequence[object], trials: int) -> None:
     """Raise a RuntimeError with the number of failed trials and the text of the first error, if there is one."""
     if failures:
         raise RuntimeError(f"{len(failures)} of {trials} trials failed; the first: {failures[0]}")
