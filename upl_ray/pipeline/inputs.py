@@ -135,9 +135,12 @@ def list_images(store: Store, source: Source, compute: Compute, field: str, clus
         JobError: a node cannot read an archive.
     """
     try:
-        return list_corpus(store, source, compute.shard_size, _tasks_of(store, cluster) if cluster else read_ahead)
+        corpus = list_corpus(store, source, compute.shard_size, _tasks_of(store, cluster) if cluster else read_ahead)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
+    if corpus.left_out.counts:
+        log.info("%-12s left out: %s", field, corpus.left_out)
+    return corpus
 
 
 def _tasks_of(store: Store, cluster: RayCluster) -> Spread:
