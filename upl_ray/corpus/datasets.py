@@ -208,4 +208,4 @@ def _folders(store: Store, layout: Layout, versions: dict[str, str]) -> tuple[tu
 
 
 def _lines(store: Store, name: str) -> list[str]:
-    return [line.strip() for line in store.read(name).decode().splitlines() if line.strip()]
+    return [line.strip() for line in store.read(name).decode().split("\n") if line.strip()]
