@@ -176,6 +176,11 @@ def test_results_inside_of_the_images_folder_are_no_images(tmp_path: Path, addre
     assert second.left_out.counts[RESULTS] == 2
 
 
+def test_a_folder_that_only_resembles_results_is_listed(tmp_path: Path) -> None:
+    write_files(tmp_path, {"data/corpus-1/manifest.json": b"{}", "data/corpus-1/a.jpg": b"a"})
+    assert set(find(str(tmp_path)).files) == {"data/corpus-1/a.jpg"}
+
+
 def test_a_killed_first_run_leaves_no_images_either(tmp_path: Path) -> None:
     """Before the corpus is written, the storage holds the index of its archives: Parquet files, too."""
     pq.write_table(pa.table({"image": [b"x", b"y"]}), tmp_path / "a.parquet")

@@ -30,7 +30,7 @@ RESULTS = "folder of results (storage_path)"
 ESCAPED = "surrogateescape"  # of bytes that are not UTF-8, in real paths
 SHOWN = 8  # reasons in a log line
 NO_TARGET = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-STORAGE = re.compile(r"(?:(.+)/)?corpus-[0-9a-f]+/manifest\.json")  # in every storage of the jobs
+STORAGE = re.compile(r"(?:(.+)/)?corpus-[0-9a-f]{12}/manifest\.json")  # in every storage of the jobs
 # Names that file systems give to a fingerprint of the content, or else to a time.
 VERSION_FIELDS = (
     "ETag",
