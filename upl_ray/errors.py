@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LONGEST_VALUE = 80  # letters of a value that an error repeats
+
 
 class ConfigError(ValueError):
     """A configuration that cannot work: one sentence with the field, the value and the remedy."""
@@ -18,6 +20,12 @@ class Damaged(JobError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, without the full stop."""
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def quoted(value: object) -> str:
+    """A value that stands in the user's data, for an error: in quotes, and cut where it is long."""
+    text = repr(value[: 2 * LONGEST_VALUE] if isinstance(value, str) else value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
 def describe_storage_error(reason: str) -> str:

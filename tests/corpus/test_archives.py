@@ -344,7 +344,7 @@ def test_every_parquet_file_needs_image_bytes(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "in" / "a.parquet")
     pq.write_table(pa.table({"number": [1]}), tmp_path / "in" / "b.parquet")
-    with pytest.raises(ConfigError, match=r"b\.parquet' has no column of image bytes among .* number; add"):
+    with pytest.raises(ConfigError, match=r"b\.parquet' has no column of image bytes among .* number \(int64\); add"):
         listed(tmp_path, tmp_path / "in", 100)
 
 
@@ -394,3 +394,42 @@ def test_shards_hold_whole_groups_where_these_are_not_too_large(size: int) -> No
             for first, length in cuts[:-1]
             if groups[starts.index(first + length)]
         )
+
+
+def hugging_face(path: Path, column: str, numbers: list[int | None], names: list[str]) -> Path:
+    """A Parquet file as Hugging Face's datasets writes it."""
+    features = {"image": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    images = [{"bytes": b"x", "path": f"{i}.png"} for i in range(len(numbers))]
+    pq.write_table(pa.table({"image": images, column: numbers}).replace_schema_metadata(about), path)
+    return path
+
+
+@pytest.mark.parametrize("column", ["label", "labels", "fine_label"])
+def test_names_of_class_numbers_are_labels(tmp_path: Path, column: str) -> None:
+    path = hugging_face(tmp_path / "a.parquet", column, [2, 0, None, -1, 1, 9], ["dog", "cat", "owl"])
+    assert list(labels(listed(tmp_path, path)).values()) == ["owl", "dog", None, None, "cat", "9"]
+
+
+@pytest.mark.parametrize("about", ["no json", "[]", '{"info": {"features": {"label": {"names": 3}}}}', '{"info": 1}'])
+def test_metadata_without_names_leave_numbers(tmp_path: Path, about: str) -> None:
+    table = pa.table({"image": [b"x", b"y"], "label": [1, 0]}).replace_schema_metadata({"huggingface": about})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert list(labels(listed(tmp_path, tmp_path / "a.parquet")).values()) == ["1", "0"]
+
+
+def test_columns_of_lists_and_structs_are_no_labels(tmp_path: Path) -> None:
+    columns = {"image": [b"x"], "label": [[1, 2]], "class": [{"a": 1}], "cls": ["cat"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert list(labels(listed(tmp_path, tmp_path / "a.parquet")).values()) == ["cat"]
+
+
+def test_a_column_of_bytes_without_any_is_refused_before_work(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": None, "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}]
+    pq.write_table(pa.table({"image": pa.array(rows, kind)}), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"'image' of .*a\.parquet' holds no bytes in any row, perhaps only paths"):
+        listed(tmp_path, tmp_path / "a.parquet")
+    mixed = [*rows, {"bytes": b"x", "path": None}]
+    pq.write_table(pa.table({"image": pa.array(mixed, kind)}), tmp_path / "b.parquet")
+    assert list(read_all(listed(tmp_path, tmp_path / "b.parquet")).values()) == ["no bytes in this row"] * 2 + [b"x"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import http.server
 import json
@@ -153,9 +154,23 @@ def test_names_that_no_image_can_have_are_reasons_and_stop_nothing(tmp_path: Pat
         ("m.txt", "s3://KEY:SECRET@bucket/a.jpg\n", "holds credentials"),
         ("m.txt", "x\0.jpg\n", "row 1 .*null character"),
         ("m.txt", "file:///etc/a.jpg\n", "lies outside of"),
-        ("m.csv", "name,label\na.jpg,cat\n", r"Row 1 .* names no image; it needs a column uri or"),
+        (
+            "m.csv",
+            "name,label\na.jpg,cat\n",
+            r"Row 1 .* names no image in its columns 'name', 'label'; it needs a column .* uri or",
+        ),
         ("m.jsonl", '{"uri": "a.jpg"}\n{"uri": \n', "cannot be read"),
         ("m.jsonl", '["a.jpg"]\n', "every line must be an object"),
+        (
+            "m.jsonl",
+            '{"image": {"path": "a.jpg"}, "label": 1}\n',
+            r"columns 'image' \(dict\), 'label' \(int\); it needs",
+        ),
+        ("m.jsonl", '{"uri": "a.jpg"}\n{"image": [1, 2]}\n', r"Row 2 .* columns 'image' \(list\); it needs"),
+        ("m.csv", "path;label\na.jpg;cat\n", r"names no image in its columns 'path;label'; it needs"),
+        ("m.txt", "file:///a%00.jpg\n", "null character"),
+        ("m.txt", "file:///a/%2e%2e/b.jpg\n", r"holds `\.\.`"),
+        ("m.txt", "file://host/a.jpg\n", "lies outside of"),
     ],
 )
 def test_a_bad_manifest_is_refused(tmp_path: Path, name: str, text: str, match: str) -> None:
@@ -274,3 +289,109 @@ def test_a_web_server_cannot_send_the_job_elsewhere(redirecting: str, tmp_path: 
     assert read_images(shard.root, listing.slice(1)) == [b"image"]
     with pytest.raises(JobError, match=r"away/b\.jpg: the server answers 302"):
         read_images(shard.root, listing)
+
+
+SEPARATORS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_lines_end_at_line_feeds_only(tmp_path: Path, separator: str) -> None:
+    """Python takes these for ends of lines, too; JSON and people do not."""
+    name, label = f"a{separator}b.jpg", f"x{separator}y"
+    records = [{"uri": name, "label": label}, {"uri": "c.jpg", "label": "z"}]
+    lines = [json.dumps(r, ensure_ascii=False) for r in records]
+    files = {
+        "m.jsonl": "\r\n".join(lines),
+        "m.txt": f"{name}\r\nc.jpg\r\n",
+        "m.csv": f"uri,label\r\n{name},{label}\r\nc.jpg,z\r\n",
+    }
+    for file, text in files.items():
+        (tmp_path / file).write_bytes(text.encode())
+        expected = dict.fromkeys((name, "c.jpg")) if file == "m.txt" else {name: label, "c.jpg": "z"}
+        assert labels(listed(tmp_path, tmp_path / file)) == expected
+
+
+@pytest.mark.parametrize("suffix", [".TXT", ".Csv", ".JSONL", ".PARQUET", ".Parquet"])
+def test_suffixes_count_in_any_case(tmp_path: Path, suffix: str) -> None:
+    write_files(tmp_path, {"a.jpg": b"a"})
+    lower = write_manifest(tmp_path / "list", ["a.jpg"], suffix.lower())
+    assert read_all(listed(tmp_path, lower.rename(tmp_path / f"LIST{suffix}"))) == {"a.jpg": b"a"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("other", ["url", "image"])
+def test_a_path_goes_before_an_address_elsewhere(tmp_path: Path, suffix: str, other: str) -> None:
+    write_files(tmp_path, {"a.jpg": b"a"})
+    record = {other: "https://example.org/a.jpg", "path": "a.jpg"}
+    path = tmp_path / f"m{suffix}"
+    if suffix == ".csv":
+        path.write_text(f"{','.join(record)}\n{','.join(record.values())}\n")
+    elif suffix == ".jsonl":
+        path.write_text(json.dumps(record))
+    else:
+        pq.write_table(pa.Table.from_pylist([record]), path)
+    assert read_all(listed(tmp_path, path)) == {"a.jpg": b"a"}
+
+
+def test_file_addresses_lie_in_the_folder_of_their_path(tmp_path: Path) -> None:
+    write_files(tmp_path, {"in/a b.jpg": b"a", "out/c.jpg": b"c"})
+    names = [(tmp_path / "in" / "a b.jpg").as_uri(), f"file://{tmp_path}/out/c.jpg"]
+    assert names[0].endswith("a%20b.jpg")
+    manifest = write_manifest(tmp_path / "in" / "m", names, ".txt")
+    with pytest.raises(ConfigError, match=r"out/c\.jpg' in row 2 .* lies outside of .* set roots: \[/.*/out\] beside"):
+        listed(tmp_path, manifest)
+    for roots in ((f"{tmp_path}/out",), (f"file://{tmp_path}/out",)):
+        for uri in (str(manifest), manifest.as_uri()):
+            assert read_all(listed(tmp_path, uri, roots=roots)) == {names[0]: b"a", names[1]: b"c"}
+
+
+def test_absolute_names_through_a_link_lie_in_the_real_folder(tmp_path: Path) -> None:
+    write_files(tmp_path, {"real/in/a.jpg": b"a", "real/out/c.jpg": b"c", "secret/s.jpg": b"s"})
+    (tmp_path / "link").symlink_to("real")
+    names = [f"{tmp_path}/link/in/a.jpg", f"{tmp_path}/link/out/c.jpg"]
+    manifest = write_manifest(tmp_path / "link" / "in" / "m", names, ".txt")
+    with pytest.raises(ConfigError, match=r"row 2 .* lies outside of"):
+        listed(tmp_path, manifest)
+    found = read_all(listed(tmp_path, manifest, roots=(f"{tmp_path}/link/out",)))
+    assert found == {names[0]: b"a", names[1]: b"c"}
+    manifest.write_text(f"{tmp_path}/link/secret/s.jpg\n")
+    (tmp_path / "real" / "secret").symlink_to("../secret")
+    with pytest.raises(ConfigError, match=r"row 1 .* lies outside of"):
+        listed(tmp_path, manifest)
+
+
+PIXELS, ENCODED = list(range(5000)), base64.b64encode(bytes(range(256)) * 20).decode()
+WRONG = {
+    "lists of pixels": [{"image": PIXELS, "label": 1}, {"image": PIXELS, "label": 2}],
+    "structs with only paths": [{"image": {"path": "a.jpg"}}, {"image": {"path": "b.jpg"}}],
+    "structs without bytes": [{"image": {"bytes": None, "path": "a.jpg"}}, {"image": {"bytes": None, "path": "b.jpg"}}],
+    "numbers": [{"image": 1}, {"image": 2}],
+    "base64": [{"image": ENCODED}, {"image": ENCODED[4:]}],
+    "base64 with its type": [{"image": f"data:image/png;base64,{ENCODED}"}],
+    "a long name twice": [{"uri": f"{'x' * 5000}.jpg"}] * 2,
+    "a long name elsewhere": [{"uri": f"/{'x/' * 3000}a.jpg"}],
+    "a long name with dots": [{"uri": f"{'x/' * 3000}../a.jpg"}],
+    "long names of columns": [{"x" * 5000: 1, "y" * 5000: "2"}],
+}
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("case", WRONG)
+def test_columns_that_hold_no_images_are_refused_in_a_short_sentence(tmp_path: Path, case: str, suffix: str) -> None:
+    path = tmp_path / f"m{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(WRONG[case]), path)
+    else:
+        path.write_text("".join(json.dumps(r) + "\n" for r in WRONG[case]))
+    with pytest.raises(ConfigError) as error:
+        listed(tmp_path, path)
+    assert len(str(error.value).replace(str(tmp_path), "")) < 650
+    assert str(error.value).endswith(".")
+
+
+def test_names_of_class_numbers_in_a_manifest_are_read(tmp_path: Path) -> None:
+    features = {"label": {"names": ["dog", "cat"], "_type": "ClassLabel"}}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"path": ["a.jpg", "b.jpg", "c.jpg"], "label": [1, 0, -1]}).replace_schema_metadata(about)
+    pq.write_table(table, tmp_path / "m.parquet")
+    assert labels(listed(tmp_path, tmp_path / "m.parquet")) == {"a.jpg": "cat", "b.jpg": "dog", "c.jpg": None}

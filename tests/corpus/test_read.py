@@ -134,11 +134,11 @@ def test_a_folder_that_is_absent_on_this_machine_is_no_reason_to_reject_its_imag
 
 
 def test_links_in_an_image_folder_are_followed(tmp_path: Path) -> None:
-    write_files(tmp_path, {"elsewhere/x.jpg": b"far", "images/a.jpg": b"near"})
-    (tmp_path / "images" / "file.jpg").symlink_to(tmp_path / "elsewhere" / "x.jpg")
+    write_files(tmp_path, {"elsewhere/x.jpg": b"far", "other/y.jpg": b"one", "images/a.jpg": b"near"})
+    (tmp_path / "images" / "file.jpg").symlink_to(tmp_path / "other" / "y.jpg")
     (tmp_path / "images" / "folder").symlink_to(tmp_path / "elsewhere")
     corpus = listed(tmp_path, tmp_path / "images")
-    assert read_all(corpus) == {"a.jpg": b"near", "file.jpg": b"far", "folder/x.jpg": b"far"}
+    assert read_all(corpus) == {"a.jpg": b"near", "file.jpg": b"one", "folder/x.jpg": b"far"}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

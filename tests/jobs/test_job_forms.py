@@ -77,6 +77,25 @@ def test_every_form_gives_the_results_of_the_folder(
     np.testing.assert_allclose(contexts(made["classifier"]), contexts(of_folder["classifier"]), atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_storage_inside_of_the_images_folder_changes_no_result(
+    of_folder: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    """Its report holds charts, which are no photographs of the second run."""
+    shutil.copytree(world / "corpus", tmp_path / "in")
+    (tmp_path / "in" / "one" / "back").symlink_to("..")
+    (tmp_path / "in" / "notes.txt").write_text("digits")
+    source = {"uri": str(tmp_path / "in"), "labels": "folders"}
+    config = job_config(world, tmp_path / "in" / "run", **SHORT, corpus=source)
+    first, second = run(config), run(config)
+    assert second["status"] == "already done"
+    assert first["images"] == second["images"] == of_folder["images"]
+    links = {"link to what is listed already, or to a folder above": 1}
+    assert first["left_out"]["corpus"].items() >= {".txt": 1, **links}.items()
+    assert second["left_out"] == {"corpus": {".txt": 1, **links, "folder of results (storage_path)": 1}}
+    assert of_folder["left_out"] == {"corpus": {}}
+
+
 def labels_in_order(storage: Path | str, n: int, form: str) -> list[tuple[int, float]]:
     """Pseudo-label and confidence of the readable digits, in the order of their files' names."""
     (folder,) = folders(storage, "pseudo_labels")

@@ -39,6 +39,19 @@ def config(photos: Path, **fields: Any) -> Config:
     return Config.model_validate({**data, **fields})
 
 
+def test_the_log_shows_class_names_files_left_out_and_labels_that_are_no_class(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (photos / "cat" / "b.heic").write_bytes(b"")
+    caplog.set_level("INFO")
+    inputs = prepare(config(photos, corpus={"uri": str(photos), "labels": "folders"}, classnames=["dog", "catt", "x"]))
+    lines = [" ".join(record.getMessage().split()) for record in caplog.records]
+    assert "corpus left out: 1 x .heic (cat/b.heic)" in lines
+    assert "corpus 2 images are not scored: their labels are no class, such as 'beer_bottle', 'cat'" in lines
+    assert "classes 3: 'dog', 'catt', 'x'" in lines
+    assert dict(inputs.corpus.left_out.counts) == {".heic": 1}
+
+
 def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
     (photos.parent / "names.txt").write_text("dog\nbeer_bottle\n")
     assert prepare(config(photos)).classnames == ("beer bottle", "cat", "dog")

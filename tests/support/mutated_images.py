@@ -59,6 +59,7 @@ def seed_files() -> list[bytes]:
     small = {mode: picture(mode, (40, 30)) for mode in ("RGB", "L", "P", "RGBA", "CMYK", "1", "LA")}
     files = [encode(small[m], "JPEG", progressive=p) for m in ("RGB", "L", "CMYK") for p in (False, True)]
     files += [encode(small[m], "PNG") for m in ("RGB", "L", "P", "RGBA", "1", "LA")]
+    files += [encode(small[m], "AVIF") for m in ("RGB", "RGBA")]
     files += [encode(small[m], "WEBP") for m in ("RGB", "RGBA")] + [encode(small["RGB"], "WEBP", lossless=True)]
     files += [encode(small[m], "GIF") for m in ("L", "P")] + [encode(small[m], "BMP") for m in ("RGB", "L", "P", "1")]
     files += [

@@ -94,6 +94,8 @@ def _whole() -> dict[str, Beast]:
         "trailing-zip.png": encode(rgb, "PNG") + b"PK\x03\x04" + bytes(50),
         "wrong-extension.jpg": encode(rgb, "PNG"),
         "wrong-extension.gif": encode(rgb, "WEBP"),
+        "alpha.avif": encode(picture("RGBA"), "AVIF"),
+        "saved-by-windows.jfif": encode(rgb, "JPEG"),
         "upper-case.JPG": encode(rgb, "JPEG"),
         "broken-icc.jpg": encode(rgb, "JPEG", icc_profile=b"this is no profile"),
         "broken-icc.png": encode(rgb, "PNG", icc_profile=random.Random(0).randbytes(200)),
@@ -168,7 +170,7 @@ def _broken() -> dict[str, Beast]:
         "long-strip.png": Beast(encode(picture("L", size=(1, 20_000)), "PNG"), False),
         "wide-strip.png": Beast(encode(picture("L", size=(20_000, 1)), "PNG"), False),
     }
-    for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"):
+    for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"):
         data = encode(picture("P") if format == "GIF" else rgb, format)
         for share in (0.01, 0.1, 0.5, 0.9):
             beasts[f"cut-{share}.{format.lower()}"] = Beast(

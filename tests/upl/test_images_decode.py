@@ -17,7 +17,7 @@ from upl_ray.config.settings import Label
 from upl_ray.upl.images import EXTENSIONS, Geometry, center_crop, decode
 from upl_ray.upl.rejection import MAX_PIXELS, MAX_SCANS, Rejected
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF")
 GEOMETRY = Geometry(32, 32)
 
 
@@ -39,7 +39,10 @@ def test_every_listed_format_is_read(format: str) -> None:
     image = decode(encoded(format))
     assert image.size == (53, 37)
     assert image.format == format
-    assert any(ext in EXTENSIONS for ext, name in Image.registered_extensions().items() if name == format)
+
+
+def test_every_suffix_of_these_formats_is_known() -> None:
+    assert set(EXTENSIONS) == {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 
 
 def test_the_first_frame_of_an_animation_is_read() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from upl_ray.errors import ConfigError
+from upl_ray.errors import ConfigError, quoted
 
 
 def clean_classname(name: str) -> str:
@@ -23,7 +23,7 @@ def check_classnames(names: list[str]) -> tuple[str, ...]:
         raise ConfigError(f"Class name {cleaned.index('') + 1} of {len(names)} is empty; remove the line or name it.")
     doubled = [name for name, count in Counter(cleaned).items() if count > 1]
     if doubled:
-        raise ConfigError(f"The class name {min(doubled)!r} stands more than once; keep one of them.")
+        raise ConfigError(f"The class name {quoted(min(doubled))} stands more than once; keep one of them.")
     if len(cleaned) < 2:
         raise ConfigError(f"There are {len(cleaned)} class names; a classifier needs at least 2.")
     return tuple(cleaned)

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from upl_ray.corpus.find import sub_folder
-from upl_ray.errors import ConfigError, first_line
+from upl_ray.errors import LONGEST_VALUE, ConfigError, first_line, quoted
 from upl_ray.storage import schema
 from upl_ray.storage.store import PARQUET_ERRORS, open_parquet
 from upl_ray.upl import rejection
@@ -30,6 +31,7 @@ GAP = 2**18  # bytes between two members that are read along, which is cheaper t
 LONGEST = 2**25  # bytes of one request for members
 PIECE = 2**23  # bytes of one request for a column of a Parquet file, of which one is in memory, however long it is
 BYTES_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
+SHOWN = 12  # columns that an error names
 LABEL_COLUMNS = ("label", "class", "cls", "classname")
 
 # Errors that Python's tarfile raises on damaged headers.
@@ -125,14 +127,14 @@ def _labels_of_images(path: str, names: list[str], labels: dict[str, str], suffi
         apart = len(set(own.values())) == len(several) and key not in own.values()  # the names hold further dots
         if len(several) > 1 and not (apart and set(stems[key]) <= set(own.values())):
             raise ConfigError(
-                f"{path!r} holds {len(several)} images of one key, {', '.join(map(repr, sorted(several)[:3]))}; name "
+                f"{path!r} holds {len(several)} images of one key, {', '.join(map(quoted, sorted(several)[:3]))}; name "
                 f"those to use by what stands behind the first dot of their names, for example corpus.suffix "
-                f"{_key(min(several, key=lambda name: (len(name), name)))[1]!r}."
+                f"{quoted(_key(min(several, key=lambda name: (len(name), name)))[1])}."
             )
         for name, stem in own.items():
             if stem not in labels and len(stems[key]) > 1:
-                given = ", ".join(map(repr, sorted(stems[key])[:3]))
-                raise ConfigError(f"{path!r} holds {len(stems[key])} labels for {name!r}, of {given}; keep one.")
+                given = ", ".join(map(quoted, sorted(stems[key])[:3]))
+                raise ConfigError(f"{path!r} holds {len(stems[key])} labels for {quoted(name)}, of {given}; keep one.")
             found[name] = labels.get(stem, next((labels[s] for s in stems[key]), None) if len(several) == 1 else None)
     return found
 
@@ -197,31 +199,77 @@ def as_text(value: object) -> str | None:
 
 
 def index_parquet(fs: pafs.FileSystem, path: str) -> Index:
-    """The rows of a Parquet file with image bytes; labels from the first of `LABEL_COLUMNS` that it has.
+    """The rows of a Parquet file with image bytes, and their labels (see `label_column`).
 
     Raises:
         ConfigError: the file is no Parquet file, damaged, or has no column of image bytes.
     """
     with fs.open_input_file(path) as file:
         parquet = open_parquet(file, path)
-        if bytes_column(parquet.schema_arrow) is None:
+        images = bytes_column(parquet.schema_arrow)
+        if images is None:
             raise no_bytes(path, parquet.schema_arrow)
-        column = next((c for c in LABEL_COLUMNS if c in parquet.schema_arrow.names), None)
+        if _is_empty(parquet.metadata, images):
+            raise ConfigError(
+                f"The column {images!r} of {path!r} holds no bytes in any row, perhaps only paths; write the images' "
+                f"files into it (of Hugging Face's datasets: save to Parquet with the files embedded)."
+            )
+        column = label_column(parquet.schema_arrow)
         rows = parquet.metadata.num_rows
         try:
             labels = parquet.read([column])[column].to_pylist() if column else [None] * rows
         except PARQUET_ERRORS as error:
             raise ConfigError(f"Column {column!r} of {path!r} is damaged ({first_line(error)}); repair it.") from None
         groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
-    return Index([(str(i), as_text(label), i, None) for i, label in enumerate(labels)], groups)
+        names = class_names(parquet.schema_arrow, column) if column else []
+    return Index([(str(i), label_text(label, names), i, None) for i, label in enumerate(labels)], groups)
+
+
+def label_column(columns: pa.Schema) -> str | None:
+    """The column of labels: the first of `LABEL_COLUMNS` with texts or numbers, or else the only one of class names."""
+    plain = [f.name for f in columns if not pa.types.is_nested(f.type) and not _is_binary(f.type)]
+    named = [c for c in LABEL_COLUMNS if c in plain]
+    others = [c for c in plain if class_names(columns, c)]
+    return named[0] if named else others[0] if len(others) == 1 else None
+
+
+def class_names(columns: pa.Schema, column: str) -> list[str]:
+    """Names of the class numbers in a column, which Hugging Face's datasets keep in the metadata; empty without."""
+    try:
+        about = json.loads((columns.metadata or {})[b"huggingface"])
+        names = about["info"]["features"][column]["names"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return [str(n) for n in names] if isinstance(names, list) else []
+
+
+def label_text(value: object, names: Sequence[str]) -> str | None:
+    """A cell of a column of labels as text: by its name where numbers have names, of which -1 is none."""
+    if names and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else None if value == -1 else str(value)
+    return as_text(value)
+
+
+def _is_empty(about: pq.FileMetaData, column: str) -> bool:
+    """Whether a column has rows and all are known to be null: those of bytes, in Hugging Face's struct."""
+    leaves = [about.row_group(g).column(c) for g in range(about.num_row_groups) for c in range(about.num_columns)]
+    parts = [x for x in leaves if x.path_in_schema in (column, f"{column}.bytes")]
+    counted = all(x.is_stats_set and x.statistics.has_null_count for x in parts)
+    return about.num_rows > 0 and counted and sum(x.statistics.null_count for x in parts) == about.num_rows
 
 
 def no_bytes(path: str, columns: pa.Schema) -> ConfigError:
     """The error of a Parquet file that holds no images."""
     return ConfigError(
-        f"{path!r} has no column of image bytes among its columns {', '.join(columns.names)}; "
-        f"add one that is named {' or '.join(BYTES_COLUMNS)}."
+        f"{path!r} has no column of image bytes among its columns {describe_columns(columns)}; "
+        f"add one of type binary that is named {' or '.join(BYTES_COLUMNS)}, with files such as JPEG."
     )
+
+
+def describe_columns(columns: pa.Schema) -> str:
+    """Names and types of columns, for errors."""
+    shown = [f"{f.name} ({f.type})" for f in columns][:SHOWN]
+    return ", ".join(text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..." for text in shown)
 
 
 def bytes_column(names: pa.Schema) -> str | None:

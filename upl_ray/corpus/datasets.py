@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from upl_ray.config.classnames import clean_classname
 from upl_ray.config.settings import Config, Source
-from upl_ray.corpus.find import list_files
+from upl_ray.corpus.listing import list_files
 from upl_ray.errors import ConfigError, first_line
 from upl_ray.storage.step import Step
 from upl_ray.storage.store import UNREACHABLE, Store, absolute
@@ -140,7 +140,7 @@ def read_split(layout: Layout, root: str) -> Split:
     images = Store(folder).join(layout.images).rstrip("/")
     try:
         images = absolute(images)  # folders of data sets are often links
-        versions = {f: v for f, v in list_files(images).items() if f.lower().endswith(EXTENSIONS)}
+        versions = {f: v for f, v in list_files(images).files.items() if f.lower().endswith(EXTENSIONS)}
     except UNREACHABLE as error:
         raise ConfigError(_fetch(layout, root, f"{images} cannot be listed ({first_line(error)})")) from None
     try:
@@ -208,4 +208,4 @@ def _folders(store: Store, layout: Layout, versions: dict[str, str]) -> tuple[tu
 
 
 def _lines(store: Store, name: str) -> list[str]:
-    return [line.strip() for line in store.read(name).decode().splitlines() if line.strip()]
+    return [line.strip() for line in store.read(name).decode().split("\n") if line.strip()]

@@ -1,20 +1,20 @@
 """Files at an address of a corpus: a folder of images, tar or Parquet archives, or manifests that name images.
 
-The address and the files there decide the form. Each file has a version: its size and modification time, or a
-fingerprint where fsspec knows one.
+The address and the files there decide the form.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow.fs as pafs
 from fsspec.utils import glob_translate
 
+from upl_ray.corpus.listing import LeftOut, Listing, count_suffixes, file_version, list_files, place_of_results
 from upl_ray.errors import ConfigError, first_line
 from upl_ray.storage.store import UNREACHABLE, open_filesystem
 from upl_ray.upl.images import EXTENSIONS
@@ -28,18 +28,6 @@ SUFFIXES: dict[Form, tuple[str, ...]] = {
 }
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".tar.xz", ".zip")
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
-# Names that file systems give to a fingerprint of the content, or else to a time.
-VERSION_FIELDS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "content_md5",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "updated",
-    "created",
-)
 
 
 @dataclass(frozen=True)
@@ -49,6 +37,7 @@ class Found:
     root: str
     form: Form
     files: dict[str, str]  # file relative to the root -> version
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 class ImageFile(NamedTuple):
@@ -59,11 +48,15 @@ class ImageFile(NamedTuple):
     label: str | None  # as the source gives it
 
 
-def find(uri: str) -> Found:
+def find(uri: str, results: str = "") -> Found:
     """List an address: a folder or prefix, one file, or a pattern such as `s3://bucket/shards/*.tar`.
 
     In a pattern `*`, `?` and `[ab]` stay within one folder and `**` stands for any number of folders, as in a shell;
     `{a,b}` and `{0000..0099}` work, too. Files and folders whose names begin with a dot are never found.
+
+    Args:
+        uri: the address.
+        results: address of the run's own storage, whose files are never found; empty: none.
 
     Raises:
         ConfigError: it does not exist, cannot be reached, holds nothing that can be read, or several forms at once.
@@ -72,31 +65,50 @@ def find(uri: str) -> Found:
         raise ConfigError(f"{uri!r} is compressed, so its images cannot be read one by one; unpack it to .tar.")
     try:
         folder, pattern, is_file = _split(uri)
-        files = {pattern: file_version(uri)} if is_file else list_files(folder)
+        listing = Listing({pattern: file_version(uri)}) if is_file else list_files(folder)
         chosen = _matcher(pattern) if pattern and not is_file else None
+        if not is_file:
+            listing.drop_results(_own_place(results, uri, folder, pattern) if results else "")
+    except ConfigError:
+        raise
     except UNREACHABLE as error:
         raise ConfigError(
             f"The images under {uri!r} cannot be listed ({first_line(error)}); check the address and the access."
         ) from None
-    visible = {f: v for f, v in files.items() if not any(part.startswith(".") for part in f.split("/"))}
+    visible = {f: v for f, v in listing.files.items() if not any(part.startswith(".") for part in f.split("/"))}
     if chosen:
         visible = {f: v for f, v in visible.items() if chosen(f)}
+    visible = listing.drop_doubles(visible)
     by_form = {form: {f: v for f, v in visible.items() if f.lower().endswith(SUFFIXES[form])} for form in SUFFIXES}
     if not pattern:
         by_form["manifest"] = {}  # a text file beside images is no manifest: a manifest is named itself
     present: list[Form] = [form for form, of_form in by_form.items() if of_form]
+    known = {f for form in present for f in by_form[form]}
+    count_suffixes((f for f in visible if f not in known), listing.left_out)
     if not present:
         hint = " (in a pattern `*` stays within one folder, `**` does not)" if chosen else ""
+        others = f", but {listing.left_out}" if listing.left_out.counts else ""
         raise ConfigError(
-            f"No image lies under {uri!r}{hint}; name files ending in {' '.join(EXTENSIONS)}, tar or Parquet archives "
-            f"of them, or a manifest (.txt, .csv, .jsonl)."
+            f"No image lies under {uri!r}{others}{hint}; name files ending in {' '.join(EXTENSIONS)}, tar or Parquet "
+            f"archives of them, or a manifest (.txt, .csv, .jsonl)."
         )
     if len(present) > 1:
         raise ConfigError(
             f"{uri!r} holds {' and '.join(f'{len(by_form[f])} {f} files' for f in present)}; "
             f"choose one form by a pattern, for example {folder}/**/*{SUFFIXES[present[0]][0]}."
         )
-    return Found(folder, present[0], by_form[present[0]])
+    return Found(folder, present[0], by_form[present[0]], listing.left_out)
+
+
+def _own_place(results: str, uri: str, folder: str, pattern: str) -> str:
+    """Where the run's own storage lies below the folder; empty if it lies elsewhere."""
+    place = place_of_results(results, folder)
+    if place == "" and ("/" in pattern or not pattern):
+        raise ConfigError(
+            f"storage_path {results!r} is the folder of the images {uri!r} itself, where results and images look "
+            f"alike; give storage_path a folder that holds nothing else."
+        )
+    return place or ""
 
 
 def _split(uri: str) -> tuple[str, str, bool]:
@@ -142,48 +154,6 @@ def expand_braces(pattern: str) -> list[str]:
         options = names.split(",")
     before, behind = pattern[: found.start()], pattern[found.end() :]
     return [p for option in options for p in expand_braces(before + option + behind)]
-
-
-def file_version(uri: str) -> str:
-    """Version of one file; raises as `list_files`."""
-    fs, path = open_filesystem(uri)
-    if isinstance(fs, pafs.PyFileSystem):
-        return _version(fs.handler.fs.info(path))
-    info = fs.get_file_info(path)
-    if info.type != pafs.FileType.File:
-        raise FileNotFoundError(f"there is no file {uri}")
-    return _size_and_time(info)
-
-
-def list_files(folder: str) -> dict[str, str]:
-    """Every file below a folder or prefix: path relative to it -> version.
-
-    Raises:
-        OSError: it does not exist or cannot be reached; see also `UNREACHABLE`.
-    """
-    fs, root = open_filesystem(folder)
-    if not isinstance(fs, pafs.PyFileSystem):
-        infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
-        files = [i for i in infos if i.type == pafs.FileType.File]
-        return {i.path[len(root) :].lstrip("/"): _size_and_time(i) for i in files}
-    remote = fs.handler.fs  # of fsspec, which may know a fingerprint of the content
-    details: dict[str, dict[str, Any]] = remote.find(root, detail=True, withdirs=False)
-    if not details and not remote.exists(root):
-        raise FileNotFoundError(f"there is no {folder}")
-    return {
-        path[len(root) :].lstrip("/"): _version(info)
-        for path, info in details.items()
-        if info["type"] == "file" and len(path) > len(root)
-    }
-
-
-def _size_and_time(info: pafs.FileInfo) -> str:
-    return f"{info.size}-{info.mtime_ns or 0}"
-
-
-def _version(info: dict[str, Any]) -> str:
-    mark = next((info[field] for field in VERSION_FIELDS if info.get(field)), 0)
-    return f"{info.get('size', 0)}-{str(mark).strip(chr(34))}"
 
 
 def sub_folder(image_id: str) -> str | None:

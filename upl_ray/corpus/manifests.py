@@ -9,20 +9,38 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import string
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from upl_ray.config import redact
-from upl_ray.corpus.archives import BYTES_COLUMNS, LABEL_COLUMNS, as_text, bytes_column
+from upl_ray.corpus.archives import (
+    BYTES_COLUMNS,
+    LABEL_COLUMNS,
+    SHOWN,
+    as_text,
+    bytes_column,
+    class_names,
+    describe_columns,
+    label_column,
+    label_text,
+)
 from upl_ray.corpus.find import Found, ImageFile
-from upl_ray.errors import ConfigError, first_line
+from upl_ray.errors import LONGEST_VALUE, ConfigError, first_line, quoted
 from upl_ray.storage.store import PARQUET_ERRORS, absolute, open_filesystem, open_parquet
 
-URI_COLUMNS = ("uri", "url", "path", "image", "image_path", "filepath", "filename", "file_name", "file")
+# Files here go before addresses elsewhere, of which they may be the copies.
+URI_COLUMNS = ("uri", "path", "image_path", "filepath", "file_path", "filename", "file_name", "file", "image", "url")
 ID_COLUMNS = ("image_id", "id", "key")
+BASE64 = re.compile("[A-Za-z0-9+/]{200,}={0,2}")  # a path of that length has dots
+LONGEST_FOLDER = 255  # letters of a folder that an error proposes
 VERSION_COLUMNS = ("version", "etag", "md5", "sha256")
 
 
@@ -37,13 +55,18 @@ def names_images(found: Found) -> bool:
         columns = open_parquet(file, min(found.files)).schema_arrow
     if bytes_column(columns):
         return False
-    if not set(columns.names) & set(URI_COLUMNS):
+    if not any(f.name in URI_COLUMNS and _is_text(f.type) for f in columns):
         raise ConfigError(
             f"{min(found.files)!r} under {found.root!r} has no column of image bytes or addresses among its columns "
-            f"{', '.join(columns.names)}; add one that is named {' or '.join(BYTES_COLUMNS)} for bytes, "
-            f"{' or '.join(URI_COLUMNS)} for addresses."
+            f"{describe_columns(columns)}; add one of type binary that is named {' or '.join(BYTES_COLUMNS)}, with "
+            f"files such as JPEG (no pixels), or one of text that is named {' or '.join(URI_COLUMNS)}, with addresses."
         )
     return True
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def read_manifests(found: Found, roots: tuple[str, ...]) -> dict[str, ImageFile]:
@@ -62,7 +85,7 @@ def read_manifests(found: Found, roots: tuple[str, ...]) -> dict[str, ImageFile]
         more = read_manifest(fs, f"{root}/{file}", found.root, allowed)
         doubled = next((i for i in more if i in images), None)
         if doubled is not None:
-            raise ConfigError(f"Two manifests under {found.root!r} name {doubled!r}; remove one of them.")
+            raise ConfigError(f"Two manifests under {found.root!r} name {quoted(doubled)}; remove one of them.")
         images |= more
     return images
 
@@ -87,36 +110,43 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
         raise ConfigError(f"The manifest {path!r} cannot be read ({first_line(error)}); repair it.") from None
     images: dict[str, ImageFile] = {}
     for number, record in enumerate(records, 1):
-        name = _first(record, URI_COLUMNS)
+        where = f"row {number} of the manifest {path!r}"
+        name = next((v for c in URI_COLUMNS if isinstance(v := record.get(c), str) and v), None)
         if name is None:
             raise ConfigError(
-                f"Row {number} of the manifest {path!r} names no image; it needs a column {' or '.join(URI_COLUMNS)}."
+                f"R{where[1:]} names no image in its columns {_describe(record)}; it needs a column of text that is "
+                f"named {' or '.join(URI_COLUMNS)}."
+            )
+        if BASE64.fullmatch(name) or ";base64," in name[:LONGEST_VALUE]:
+            raise ConfigError(
+                f"{quoted(name)} in {where} is an image in base64 and no address; write its bytes into a file of its "
+                f"own or a Parquet column of type binary."
             )
         image_id = _first(record, ID_COLUMNS) or name
         if image_id in images:
-            raise ConfigError(f"The manifest {path!r} names {image_id!r} twice (row {number}); remove one of them.")
-        _check_name(name, folder, roots, f"row {number} of the manifest {path!r}")
+            raise ConfigError(
+                f"The manifest {path!r} names {quoted(image_id)} twice (row {number}); remove one of them."
+            )
+        file = _checked_place(name, folder, roots, where)
         # Without a version, an id that moves to another file is another image.
         version = _first(record, VERSION_COLUMNS) or (name if name != image_id else "")
-        images[image_id] = ImageFile(name, version, _first(record, LABEL_COLUMNS))
+        images[image_id] = ImageFile(file, version, _first(record, LABEL_COLUMNS))
     if not images:
         raise ConfigError(f"The manifest {path!r} names no image; add at least one.")
     return images
 
 
 def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
+    kind = path.lower().rpartition(".")[2]
     with fs.open_input_file(path) as file:
-        if path.endswith(".parquet"):
-            columns = [*URI_COLUMNS, *ID_COLUMNS, *VERSION_COLUMNS, *LABEL_COLUMNS]
-            parquet = open_parquet(file, path)
-            names = parquet.schema_arrow.names
-            rows: list[dict[str, Any]] = parquet.read([c for c in columns if c in names]).to_pylist()
-            return rows
+        if kind == "parquet":
+            return _parquet_records(open_parquet(file, path))
         text = file.read().decode("utf-8-sig")  # with or without a byte order mark
-    if path.endswith(".csv"):
+    if kind == "csv":
         return list(csv.DictReader(io.StringIO(text)))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if path.endswith(".txt"):
+    # Nothing else ends a line: JSON may hold U+2028 and U+0085.
+    lines = [line for part in text.split("\n") if (line := part.strip(string.whitespace))]
+    if kind == "txt":
         return [{"uri": line} for line in lines]
     records = [json.loads(line) for line in lines]
     for record in records:
@@ -126,22 +156,60 @@ def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
     return records
 
 
+def _parquet_records(parquet: pq.ParquetFile) -> list[dict[str, Any]]:
+    """Rows of the columns that count; those of addresses hold texts, and the label is called `label`."""
+    columns = parquet.schema_arrow
+    label = label_column(columns)
+    chosen = [f.name for f in columns if f.name in URI_COLUMNS and _is_text(f.type)]
+    chosen += [f.name for f in columns if f.name in (*ID_COLUMNS, *VERSION_COLUMNS)]
+    rows: list[dict[str, Any]] = parquet.read([*chosen, *[label] * bool(label)]).to_pylist()
+    names = class_names(columns, label) if label else []
+    return [{**row, "label": label_text(row[label], names)} for row in rows] if label else rows
+
+
 def _first(record: dict[str, Any], columns: tuple[str, ...]) -> str | None:
-    return next((text for c in columns if (text := as_text(record.get(c)))), None)
+    """The first of some columns that holds a text or a number."""
+    cells = (record.get(c) for c in columns)
+    return next((text for cell in cells if not isinstance(cell, list | dict | bytes) and (text := as_text(cell))), None)
 
 
-def _check_name(name: str, folder: str, roots: tuple[str, ...], where: str) -> None:
-    """Refuse a name that leads out of the manifest's folder and the roots, or that no address may be."""
-    problem = redact.find_flaw(name)
+def _describe(record: dict[str, Any]) -> str:
+    """Names of a row's columns, and the kinds of their values where these are no texts."""
+    kinds = {k: "" if isinstance(v, str) else f" ({type(v).__name__})" for k, v in list(record.items())[:SHOWN]}
+    return ", ".join(f"{quoted(k)}{kind}" for k, kind in kinds.items())
+
+
+def _checked_place(name: str, folder: str, roots: tuple[str, ...], where: str) -> str:
+    """The file that a name stands for: relative to the folder, or an absolute address.
+
+    Raises:
+        ConfigError: it leads out of the manifest's folder and the roots, or no address may be like that.
+    """
+    place = unquote(name.removeprefix("file://")) if name.startswith("file:///") else name
+    problem = redact.find_flaw(name) or redact.find_flaw(place)
     if problem:
         raise ConfigError(f"An address in {where} {problem}.")
     # Web clients undo escapes, drop white space and take a backslash for a slash.
     if ".." in re.split(r"[/\\?#]", "".join(unquote(unquote(name)).split())):
-        raise ConfigError(f"{name!r} in {where} holds `..`; write the address without it.")
+        raise ConfigError(f"{quoted(name)} in {where} holds `..`; write the address without it.")
     if "://" not in name and not name.startswith("/"):
-        return
-    if not any(name.startswith(f"{root.rstrip('/')}/") for root in (folder, *roots)):
-        parent = name.rpartition("/")[0]
-        raise ConfigError(
-            f"{name!r} in {where} lies outside of {folder!r}; to allow it, set roots: [{parent}] beside the uri."
-        )
+        return name
+    tops = [f"{top.removeprefix('file://').rstrip('/')}/" for top in (folder, *roots)]
+    if not any(place.startswith(top) or _real(place).startswith(top) for top in tops):
+        parent = place.rpartition("/")[0]
+        remedy = f"set roots: [{parent}] beside the uri" if len(parent) <= LONGEST_FOLDER else "set roots"
+        raise ConfigError(f"{quoted(name)} in {where} lies outside of {folder!r}; to allow it, {remedy}.")
+    return place
+
+
+def _real(place: str) -> str:
+    """A local file by the real path of its folder: the folder of a manifest, and roots, are real paths, too."""
+    if not place.startswith("/"):
+        return place
+    folder, _, name = place.rpartition("/")
+    return f"{_real_folder(folder)}/{name}"
+
+
+@lru_cache(1024)
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder or "/").rstrip("/")

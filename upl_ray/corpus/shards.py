@@ -29,6 +29,7 @@ import pyarrow as pa
 from upl_ray.config.settings import Source
 from upl_ray.corpus.archive_index import INDEX, ArchiveIndex, Spread, commit_of, key_of, shard_digest
 from upl_ray.corpus.find import SUFFIXES, Form, Found, ImageFile, find, sub_folder
+from upl_ray.corpus.listing import LeftOut
 from upl_ray.corpus.manifests import names_images, read_manifests
 from upl_ray.demo import locate
 from upl_ray.errors import ConfigError
@@ -80,6 +81,7 @@ class Corpus:
     roots: tuple[str, ...]
     shards: tuple[Shard, ...]
     added: int = 0  # images in shards that are new in this listing
+    left_out: LeftOut = field(default_factory=LeftOut)  # of this listing
 
     @property
     def name(self) -> str:
@@ -156,15 +158,15 @@ def list_corpus(store: Store, source: Source, shard_size: int, spread: Spread = 
     records, retired = before["shards"], set(before["retired"])
     missing = _read_missing(step) if records else {}
     shards: dict[str, list[Shard]] = {}
-    added = 0
+    added, left_out = 0, LeftOut()
     for root in roots:
         known = [shard_of(r) for r in records.get(root, [])]
         taken = frozenset(retired | {s.id for s in known})
         address = _Address(step, root, f"{root}/" if len(roots) > 1 else "", shard_size, taken, missing, spread)
-        shards[root], new = address.list_shards(known, source)
+        shards[root], new = address.list_shards(known, source, left_out)
         retired |= {s.id for s in known if not s.archive} - {s.id for s in shards[root]}
         added += new
-    corpus = Corpus(step, roots, tuple(s for root in roots for s in shards[root]), added)
+    corpus = Corpus(step, roots, tuple(s for root in roots for s in shards[root]), added, left_out)
     new_records = {root: [s.record() for s in of_root] for root, of_root in shards.items()}
     if new_records != records:
         step.finish(roots=list(roots), images=corpus.images, shards=new_records, retired=sorted(retired))
@@ -231,9 +233,10 @@ class _Address:
     missing: Mapping[str, Set[str]]  # shard id -> missing images
     spread: Spread  # where archives are indexed
 
-    def list_shards(self, known: list[Shard], source: Source) -> tuple[list[Shard], int]:
-        """The shards as they are now, and the number of images in new ones."""
-        found = find(self.address)
+    def list_shards(self, known: list[Shard], source: Source, left_out: LeftOut) -> tuple[list[Shard], int]:
+        """The shards as they are now, and the number of images in new ones; counts what is left out."""
+        found = find(self.address, self.step.store.uri)
+        left_out.merge(found.left_out)
         form: Form = "manifest" if found.form == "parquet" and names_images(found) else found.form
         _check_labels_fit(source, self.address, form)
         if source.suffix and form != "tar":

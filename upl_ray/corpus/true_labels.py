@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import numpy as np
 
-from upl_ray.config.classnames import check_classnames
+from upl_ray.config.classnames import check_classnames, clean_classname
 from upl_ray.corpus.shards import Corpus, Shard
-from upl_ray.errors import ConfigError
+from upl_ray.errors import ConfigError, quoted
 from upl_ray.storage.store import read_ahead
 from upl_ray.upl.metrics import UNLABELED, Labels, true_labels
+
+PARTS = re.compile(
+    r"(train|training|trainval|val|valid|validation|dev|test|testing|unlabell?ed)[-_ ]?\d*"
+)  # lower case
+NUMBERED = re.compile(r"n?\d+")  # class numbers, and WordNet's, as ImageNet's folders have them
 
 
 def true_labels_of(corpus: Corpus, shard: Shard, ids: list[str], rule: str, classnames: tuple[str, ...]) -> Labels:
@@ -19,30 +27,62 @@ def true_labels_of(corpus: Corpus, shard: Shard, ids: list[str], rule: str, clas
     return true_labels([given[i] for i in ids], classnames)
 
 
-def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, ...]) -> None:
-    """Check that at least one label of a corpus is a class, unless the rule is `none`.
+def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, ...]) -> Counter[str]:
+    """Check that labels of a corpus are classes, unless the rule is `none`.
+
+    Returns:
+        The labels that are no class, with their numbers of images, which are not scored.
 
     Raises:
-        ConfigError: none is, so that nothing would be scored.
+        ConfigError: none is a class, so that nothing would be scored; or they are numbers that count from 1.
     """
     if rule == "none":
-        return
-    first = None
-    for shard in corpus.shards:
-        given = [x for x in corpus.labels(shard).values() if x is not None]
-        if (true_labels(given, classnames) != UNLABELED).any():
-            return
-        first = first or next(iter(given), None)
-    problem = "no image has a label" if first is None else f"no label is a class name; the first label is {first!r}"
-    raise ConfigError(
-        f"{field}.labels is {rule!r} for {corpus.name}, but {problem}, and the first class is {classnames[0]!r}. "
-        f"Make them equal, or set {field}.labels to none."
-    )
+        return Counter()
+    counts = _count_labels(corpus)
+    labels = list(counts)
+    strangers = [x for x, true in zip(labels, true_labels(labels, classnames), strict=True) if true == UNLABELED]
+    numbers = sorted(int(x) for x in labels if x.isdecimal() and clean_classname(x) not in classnames)
+    if numbers and len(numbers) == len(labels) and numbers[0] > 0 and numbers[-1] == len(classnames):
+        raise ConfigError(
+            f"{field}.labels of {corpus.name} are numbers up to {numbers[-1]} without 0, but classes are numbered from "
+            f"0 to {len(classnames) - 1}; subtract 1, or give names."
+        )
+    if len(strangers) == len(labels):
+        first = (
+            f"no label is a class name; the first label is {quoted(labels[0])}" if labels else "no image has a label"
+        )
+        raise ConfigError(
+            f"{field}.labels is {rule!r} for {corpus.name}, but {first}, and the first class is "
+            f"{quoted(classnames[0])}. Make them equal, or set {field}.labels to none."
+        )
+    return Counter({x: counts[x] for x in strangers})
 
 
 def folder_names(corpus: Corpus) -> tuple[str, ...]:
-    """Class names from the labels that the source gives, such as names of sub-folders: unique, sorted, checked."""
-    names: set[str] = set()
+    """Class names from the labels that the source gives, such as names of sub-folders: unique, sorted, checked.
+
+    Raises:
+        ConfigError: they are parts of a data set, or numbers; or see `check_classnames`.
+    """
+    names = sorted(_count_labels(corpus))
+    shown = ", ".join(map(quoted, names[:3]))
+    parts = [n for n in names if PARTS.fullmatch(n.lower())]
+    if len(parts) > 1:
+        raise ConfigError(
+            f"classnames is `folders`, which gives {', '.join(map(quoted, parts[:3]))} for {corpus.name}: names of "
+            f"parts of a data set. Let corpus.uri lead to one ({corpus.roots[0]}/{parts[0]}), or list the class names."
+        )
+    if names and all(NUMBERED.fullmatch(n) for n in names):
+        raise ConfigError(
+            f"classnames is `folders`, which gives {shown}{', ...' if len(names) > 3 else ''} for {corpus.name}: "
+            f"numbers that say nothing to a model. List the names in the order of their numbers, or in a text file."
+        )
+    return check_classnames(names)
+
+
+def _count_labels(corpus: Corpus) -> Counter[str]:
+    """Labels that the source gives, in the order of the listings, with their numbers of images."""
+    counts: Counter[str] = Counter()
     for shard, given in zip(corpus.shards, read_ahead(corpus.shards, corpus.labels), strict=True):
-        names |= {x for i, x in given.items() if x and i not in shard.removed}
-    return check_classnames(sorted(names))
+        counts.update(x for i, x in given.items() if x and i not in shard.removed)
+    return counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from upl_ray.corpus.datasets import open_dataset
 from upl_ray.corpus.overlap import ImageSet, check_apart
 from upl_ray.corpus.shards import Corpus, list_corpus
 from upl_ray.corpus.true_labels import check_labels, folder_names
-from upl_ray.errors import ConfigError, first_line
+from upl_ray.errors import ConfigError, first_line, quoted
 from upl_ray.pipeline.shardwise import map_items
 from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_ahead, read_text
 from upl_ray.upl.backbones import find_equal, load_tokenizer, resolve_backbone, tokenize
@@ -27,6 +27,7 @@ from upl_ray.upl.zero_shot import fill_template
 
 log = logging.getLogger(__name__)
 
+SHOWN = 5  # names in a log line
 RAY_COPIES = "/working_dir_files/_ray_pkg_"  # where a job that was submitted with --working-dir stands
 
 
@@ -92,17 +93,28 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
     listed = {"corpus": corpus, "scored": scored, "validation": held_out}
     sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
     for one in sets:
-        check_labels(one.corpus, getattr(config, one.field).labels, one.field, classnames)
+        strangers = check_labels(one.corpus, getattr(config, one.field).labels, one.field, classnames)
+        if strangers:
+            log.warning(
+                "%-12s %d images are not scored: their labels are no class, such as %s",
+                *(one.field, strangers.total(), _first_names(list(strangers))),
+            )
     check_apart(sets)
     specs = {b.label: resolve_backbone(b, config.label.max_pixels) for b in config.backbones}
     if config.label.decode == "fast":
         specs = decoded_fast(specs)
     _check_names(config, specs, classnames)
-    log.info("%-12s %d images, %d of them new, %d classes", "corpus", corpus.images, corpus.added, len(classnames))
+    log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
+    log.info("%-12s %d: %s", "classes", len(classnames), _first_names(classnames))
     inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out)
     if cluster:
         cluster.check_nodes(lambda: preflight(store, inputs.corpora, list(specs.values()), config.compute))
     return inputs
+
+
+def _first_names(names: Sequence[str]) -> str:
+    """Names for a log line."""
+    return ", ".join(map(quoted, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
 def _check_names(config: Config, specs: dict[str, ClipSpec], classnames: tuple[str, ...]) -> None:
@@ -135,9 +147,12 @@ def list_images(store: Store, source: Source, compute: Compute, field: str, clus
         JobError: a node cannot read an archive.
     """
     try:
-        return list_corpus(store, source, compute.shard_size, _tasks_of(store, cluster) if cluster else read_ahead)
+        corpus = list_corpus(store, source, compute.shard_size, _tasks_of(store, cluster) if cluster else read_ahead)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
+    if corpus.left_out.counts:
+        log.info("%-12s left out: %s", field, corpus.left_out)
+    return corpus
 
 
 def _tasks_of(store: Store, cluster: RayCluster) -> Spread:

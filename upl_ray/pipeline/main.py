@@ -355,6 +355,7 @@ def _summarize(
         "images": inputs.corpus.images,
         "rejected": len(rejected),
         "rejected_by_reason": by_reason(rejected),
+        "left_out": {name: dict(corpus.left_out.counts) for name, corpus in inputs.corpora_by_field.items()},
         "starved_classes": scores[first]["selection"]["starved"],
         "scores": scores,
         "report": inputs.store.join(PAGE),

@@ -101,6 +101,7 @@ def _label(job: Predict, inputs: Inputs, cluster: RayCluster) -> dict[str, Any]:
     status = "done" if cluster.used else "already done"
     places = {"storage": inputs.store.uri, "classifier": inputs.classifier.uri, "predictions": inputs.predictions.uri}
     about = {"images": corpus.images, "rejected": len(rejected), "rejected_by_reason": by_reason(rejected)}
+    about["left_out"] = {"corpus": dict(corpus.left_out.counts)}
     return {"status": status, **places, "snapshot": snapshot.uri, **about, **night}
 
 

@@ -24,8 +24,12 @@ from upl_ray.upl.rejection import MAX_ASPECT, MAX_PIXELS, MAX_SCANS, Rejected
 
 Crop = npt.NDArray[np.uint8]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # not PIL's others, some of which run programs
+# All that PIL registers for these formats.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".webp", ".bmp", ".gif"),
+    *(".tif", ".tiff", ".avif", ".avifs"),
+)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # not PIL's others, some of which run programs
 BYTES_OF_PIXEL = 16  # of the widest format, four floats; a file with more bytes for each of its pixels is no image
 CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop: torchvision's default, which CoOp uses
 MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG, beside those within a scan

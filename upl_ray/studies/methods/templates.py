@@ -39,4 +39,4 @@ def templates_of(given: str | tuple[str, ...]) -> tuple[str, ...]:
         raise ConfigError(
             f"compare.templates {given!r} cannot be read ({first_line(error)}); give a text file, a list or `imagenet`."
         ) from None
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return tuple(line.strip() for line in text.split("\n") if line.strip())

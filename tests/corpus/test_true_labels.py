@@ -1,0 +1,68 @@
+"""Class names and true labels from folders and columns: what cannot be meant is refused, the rest is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from corpora import listed, write_files
+
+from upl_ray.corpus.shards import Corpus
+from upl_ray.corpus.true_labels import check_labels, folder_names
+from upl_ray.errors import ConfigError
+
+
+def corpus_of(tmp_path: Path, folders: list[str]) -> Corpus:
+    """Two images in each folder, and one without."""
+    names = [f"{folder}/{i}.jpg" for folder in folders for i in range(2)]
+    write_files(tmp_path / "in", dict.fromkeys([*names, "x.jpg"], b""))
+    return listed(tmp_path, tmp_path / "in", labels="folders")
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["train", "val"],
+        ["test", "train", "val"],
+        ["Train", "VALIDATION"],
+        ["train2017", "val2017"],
+        ["test", "train", "x"],
+    ],
+)
+def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
+    corpus = corpus_of(tmp_path, folders)
+    with pytest.raises(ConfigError, match=r"names of parts .* Let corpus\.uri lead to one .*/in/[tT]\w+\)"):
+        folder_names(corpus)
+
+
+@pytest.mark.parametrize("folders", [["0", "1"], ["001", "002", "010"], ["n01440764", "n01443537"]])
+def test_numbers_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"gives '{folders[0]}', '{folders[1]}'.* numbers .* List the names"):
+        folder_names(corpus_of(tmp_path, folders))
+
+
+@pytest.mark.parametrize("folders", [["bus", "train"], ["2", "two"], ["a_1", "b_2"]])
+def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:
+    assert folder_names(corpus_of(tmp_path, folders)) == tuple(f.replace("_", " ") for f in folders)
+
+
+def test_labels_that_are_no_class_are_counted(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, ["cat", "catt", "dog", "7", "1"])
+    assert check_labels(corpus, "folders", "corpus", ("cat", "dog")) == {"catt": 2, "7": 2}
+    assert check_labels(corpus, "none", "corpus", ("cat", "dog")) == {}
+
+
+def test_numbers_from_1_are_refused(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, ["1", "2", "3"])
+    with pytest.raises(
+        ConfigError, match=r"corpus\.labels .* up to 3 without 0, but classes are .* 0 to 2; subtract 1"
+    ):
+        check_labels(corpus, "folders", "corpus", ("cat", "dog", "owl"))
+    assert check_labels(corpus, "folders", "corpus", ("1", "2", "3")) == {}  # names, not numbers
+    assert check_labels(corpus, "folders", "corpus", ("a", "b", "c", "d")) == {}
+    assert check_labels(corpus, "folders", "corpus", ("a", "b")) == {"2": 2, "3": 2}
+
+
+def test_labels_none_of_which_is_a_class_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no label is a class name; the first label is 'x{76}\.\.\., and the first"):
+        check_labels(corpus_of(tmp_path, ["x" * 200]), "folders", "corpus", ("cat", "dog"))
