@@ -26,7 +26,7 @@ from worlds import SHORT, job_config
 from upl_ray.config.settings import Config, Predict
 from upl_ray.pipeline.nightly import run as run_nightly
 
-ENCODER, TRIAL, TASK = r"^ray::MapWorker\(Map\(Encoder", r"^ray::ImplicitFunc", r"^ray::Map\(process"
+ENCODER, TRIAL, TASK = r"^ray::MapWorker\(Map\(Encoder", r"^ray::trial ", r"^ray::Map\(process"
 KILLS = (
     *[("features", ENCODER), ("features", r"^ray::FlatMap\(ChunkDecoder"), ("features", r"write_features")],
     *[("text", r"^ray::_encode"), ("labels", TASK), ("selection", r"^ray::MapBatches\(reduce")],

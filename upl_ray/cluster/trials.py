@@ -104,8 +104,13 @@ def _tasks(trials: Sequence[Trial], workers: Workers) -> Looks:
     """Trials as tasks whose results stream."""
     asked = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
     options = {asked[kind]: amount for kind, amount in workers.resources.items()}
-    start = ray.remote(_run).options(num_returns="streaming", max_retries=0, **options).remote
-    streams: dict[int, Any] = {i: start(trial.body) for i, trial in enumerate(trials)}
+    task = ray.remote(_run)
+
+    def start(trial: Trial) -> Any:
+        named = task.options(name=f"trial {trial.name}", num_returns="streaming", max_retries=0, **options)
+        return named.remote(trial.body)
+
+    streams = {i: start(trial) for i, trial in enumerate(trials)}
     attempts = dict.fromkeys(streams, 1)
     failures: list[ray.exceptions.RayError] = []
     while streams:
@@ -119,7 +124,7 @@ def _tasks(trials: Sequence[Trial], workers: Workers) -> Looks:
             except ray.exceptions.RayError as error:
                 events.append((i, reason_of(error)))
                 if attempts[i] < ATTEMPTS:
-                    attempts[i], streams[i] = attempts[i] + 1, start(trials[i].body)
+                    attempts[i], streams[i] = attempts[i] + 1, start(trials[i])
                 else:
                     failures.append(error)
                     del streams[i]
