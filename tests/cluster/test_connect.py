@@ -63,6 +63,11 @@ def test_a_working_folder_with_another_checkout_is_refused(tmp_path: Path, monke
 
 
 def test_ray_packs_no_working_folder_under_uv_run() -> None:
-    read = "from ray._private.ray_constants import RAY_ENABLE_UV_RUN_RUNTIME_ENV as packs; print(packs)"
-    code = f"import upl_ray.cluster.connect; {read}"
+    job = (
+        "def job():\n"
+        "    from ray._private.ray_constants import RAY_ENABLE_UV_RUN_RUNTIME_ENV as packs\n"
+        "    print(packs)\n"
+        "    return 0\n"
+    )
+    code = f"from upl_ray.config.cli import run_job\n{job}run_job(job)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -47,6 +47,9 @@ def run_job(job: Callable[[], int]) -> int:
         The body's status; 2 where the configuration cannot work, 1 where the job cannot go on, and, as a shell has it,
         128 + the signal's number where one stopped it.
     """
+    # Under `uv run` Ray would pack the working folder for every worker, even of a Ray that is on this machine alone. It
+    # reads this when it is imported, which the job does.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     sys.excepthook = _report_unexpected
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that a locale's encoding lacks, as stderr does it
