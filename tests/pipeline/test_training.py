@@ -76,6 +76,25 @@ def test_a_worker_asks_for_memory_and_all_fit_wherever_ray_places_them(
     assert slots >= trials * settings.workers_per_trial
 
 
+@pytest.mark.parametrize(
+    ("nodes", "trials"),
+    [
+        ([Node(64, driver=True)], 16),  # as many as members, though 48 are to be trained
+        ([Node(8, memory=30 * GIB, driver=True)], 8),
+        ([Node(8, memory=30 * GIB, driver=True), Node(8)], 14),  # 8 there, and 6 in the 18.8 GiB that are left here
+        ([Node(8, memory=14 * GIB, driver=True)], 3),  # 2.8 GiB each, beside 0.8 GiB of Ray Train for each
+        ([Node(0, memory=4.1 * GIB, driver=True), Node(64)], 5),  # a head without work has their processes, too
+    ],
+)
+def test_runs_of_ray_train_leave_memory_for_its_own_processes(nodes: list[Node], trials: int) -> None:
+    groups, resources = plan_trials(MEMBERS * 3, nodes, Compute(), HELD, 16)
+    assert len(groups) == trials
+    taken = sum(trials * 0.8 * GIB for n in nodes if n.driver)
+    (memory,) = {n.memory for n in nodes if n.driver}
+    here = trials if len(nodes) == 1 else 0
+    assert here * resources.get("memory", 0) + taken <= memory
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 4])
 def test_the_demo_takes_all_cpus_of_a_small_machine(cpus: int) -> None:
     """A model of a few megabytes, and 70 % of 2 GiB for each CPU from Ray: as many trials as without a limit."""

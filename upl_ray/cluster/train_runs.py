@@ -59,10 +59,19 @@ def _wait_for_runs(trials: Sequence[Trial], workers: Workers) -> Iterator[tuple[
             left -= over.keys()  # before their last reports are read
             events: list[Event] = []
             for i, file in enumerate(files):
-                lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
-                events += [(i, json.loads(line)) for line in lines[read[i] :]]
-                read[i] = len(lines)
+                lines = _new_lines(file, read[i])
+                events += [(i, json.loads(line)) for line in lines]
+                read[i] += sum(map(len, lines))
             yield events, left, [str(error) for error in over.values() if error]
+
+
+def _new_lines(file: Path, first: int) -> list[bytes]:
+    """The whole lines of a file from a byte on; none if there is no file yet."""
+    if not file.exists():
+        return []
+    with file.open("rb") as stream:
+        stream.seek(first)
+        return [line for line in stream if line.endswith(b"\n")]
 
 
 def _wait_for_run(over: dict[int, BaseException | None], i: int, trial: Trial, workers: Workers, reports: Path) -> None:

@@ -143,6 +143,9 @@ def plan_trials(
             f"{memory} each; lower it or add nodes."
         )
     trials = min(compute.trials or runs or len(members), slots // workers, len(members))
+    if runs:
+        most = min((int(min(n.memory / RUN_MEMORY, 1e9)) for n in nodes if n.driver), default=trials)
+        trials = max(1, min(trials, most))  # the driver's node may be none that works
     while runs and trials > 1 and trials * workers > sum(_slots(_beside(n, trials), gpus, need) for n in nodes):
         trials -= 1
     nodes = [_beside(n, trials) for n in nodes] if runs else nodes
