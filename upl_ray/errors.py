@@ -23,8 +23,14 @@ def first_line(error: BaseException) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value that stands in the user's data, for an error: in quotes, and cut where it is long."""
-    text = repr(value[: 2 * LONGEST_VALUE] if isinstance(value, str) else value)
+    """A value that stands in the user's data, for an error: in quotes, and cut in the middle where it is long.
+
+    The end stays because a path's last part is the name that its owner knows.
+    """
+    if isinstance(value, str) and len(value) > LONGEST_VALUE:
+        half = LONGEST_VALUE // 2 - 4
+        value = f"{value[:half]} ... {value[-half:]}"
+    text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
