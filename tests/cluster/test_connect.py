@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -60,6 +61,22 @@ def test_a_working_folder_with_another_checkout_is_refused(tmp_path: Path, monke
     (tmp_path / "upl_ray" / "__init__.py").touch()
     with pytest.raises(ConfigError, match=rf"holds another upl_ray \({re.escape(str(tmp_path))}/upl_ray\)"):
         check_working_folder()
+
+
+def test_a_path_of_temporary_files_that_is_too_long_for_sockets_is_refused_by_its_variable(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    job = "def job():\n    RayCluster(Compute()).start('features')\n    return 0\n"
+    imports = (
+        "from upl_ray.cluster.connect import RayCluster\n"
+        "from upl_ray.config.cli import run_job\n"
+        "from upl_ray.config.settings import Compute\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_TMPDIR"} | {"TMPDIR": str(folder)}
+    code = f"{imports}{job}raise SystemExit(run_job(job))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert re.search(rf"too long a path .*{folder}.*; set RAY_TMPDIR to a shorter one", done.stdout)
 
 
 def test_ray_packs_no_working_folder_under_uv_run() -> None:

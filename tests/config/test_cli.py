@@ -171,25 +171,38 @@ def test_another_broken_pipe_is_a_failed_job(capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["status"] == "failed"
 
 
+def run_in_ascii(code: str, *arguments: str) -> str:
+    """Output of a program in a locale that knows ASCII alone."""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=os.environ | plain, capture_output=True, check=True)
+    assert not done.stderr
+    return done.stdout.decode()
+
+
 def test_files_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
     text = yaml.safe_dump({**GOOD, "classnames": ["bär", "犬"]}, allow_unicode=True)
     (tmp_path / "job.yaml").write_text(text, encoding="utf-8")
     (tmp_path / "names.txt").write_text("bär\n犬\n", encoding="utf-8")
     code = (
-        "import locale, sys; from pathlib import Path; from upl_ray.config.cli import load_config, run_job\n"
+        "import locale, sys; from pathlib import Path; from upl_ray.config.cli import load_config\n"
         "from upl_ray.storage.store import read_text\n"
         "names = load_config(sys.argv[1:2], Path('x')).classnames\n"
         "print(locale.getpreferredencoding(False))\n"
         "print(ascii(names), ascii(read_text(sys.argv[2]).split()))\n"
-        "sys.exit(run_job(lambda: print(*names) or 0))"  # and what the encoding lacks is printed all the same
     )
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, str(tmp_path / "job.yaml"), str(tmp_path / "names.txt")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    encoding, names, printed = done.stdout.splitlines()
+    encoding, names = run_in_ascii(code, str(tmp_path / "job.yaml"), str(tmp_path / "names.txt")).splitlines()
     assert "utf" not in encoding.lower()
     assert names == f"{('bär', '犬')!a} {['bär', '犬']!a}"
-    assert printed == "b\\xe4r \\u72ac"
+
+
+def test_names_of_files_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    (tmp_path / "bär 犬").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from upl_ray.config.cli import run_job\n"
+        "sys.exit(run_job(lambda: print(*(p.name for p in Path(sys.argv[1]).iterdir())) or 0))"
+    )
+    assert run_in_ascii(code, str(tmp_path)) == "bär 犬\n"
 
 
 def test_the_command_line_overrides_the_file(tmp_path: Path) -> None:

@@ -144,6 +144,19 @@ def test_a_suffix_chooses_in_tar_archives_only(tmp_path: Path) -> None:
     assert sides[0].digest == sides[2].digest != sides[1].digest
 
 
+def test_members_that_are_no_images_are_counted_in_every_listing(tmp_path: Path) -> None:
+    members = ["0.jpg", "0.txt", "1.heic", "x/2.HEIC", "3", ".hidden", "0.cls", "0.json", "4.seg.png", "4.jpg"]
+    write_tar(tmp_path / "in" / "a.tar", dict.fromkeys(members, b"1"))
+    write_tar(tmp_path / "in" / "b.tar", {"5.heic": b"1"})
+    for _ in range(2):  # archives are read in the first alone
+        left_out = listed(tmp_path, tmp_path / "in", 1, suffix="jpg").left_out
+        assert left_out.counts == {".heic": 3, ".txt": 1, "without suffix": 1, ".seg.png": 1}
+        assert left_out.examples[".txt"] == "a.tar!0.txt"
+    (tmp_path / "in" / "a.tar").unlink()
+    with pytest.raises(ConfigError, match=r"hold no image, but 1 x \.heic \(b\.tar!5\.heic\); name others"):
+        listed(tmp_path, tmp_path / "in", suffix="jpg")
+
+
 def test_members_that_lead_out_of_the_archive_are_only_names(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "a.tar", {"../../evil.jpg": b"x", "/etc/evil.jpg": b"y"})
     assert set(read_all(listed(tmp_path, tmp_path / "in")).values()) == {b"x", b"y"}

@@ -64,5 +64,6 @@ def test_numbers_from_1_are_refused(tmp_path: Path) -> None:
 
 
 def test_labels_none_of_which_is_a_class_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no label is a class name; the first label is 'x{76}\.\.\., and the first"):
+    words = r"no label is a class name; the first label is 'x{36} \.\.\. x{36}', and the first"
+    with pytest.raises(ConfigError, match=words):
         check_labels(corpus_of(tmp_path, ["x" * 200]), "folders", "corpus", ("cat", "dog"))

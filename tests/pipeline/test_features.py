@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from models import write_model
@@ -18,12 +20,14 @@ from PIL import Image
 from zoo import zoo
 
 from upl_ray.config.settings import Backbone, Compute, Source
-from upl_ray.corpus.shards import Corpus, Shard, list_corpus
-from upl_ray.errors import JobError
+from upl_ray.corpus.shards import REJECTED, Corpus, Shard, list_corpus
+from upl_ray.errors import ConfigError, JobError
 from upl_ray.pipeline.features import (
     CHUNKS_PER_SPAN,
     SPANS_PER_DATASET,
     Encoder,
+    check_rejected,
+    check_some_images,
     commit_receipts,
     decode_chunks,
     feature_step,
@@ -38,7 +42,7 @@ from upl_ray.storage.store import Store
 from upl_ray.upl.backbones import resolve_backbone
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.images import Geometry
-from upl_ray.upl.rejection import MISSING
+from upl_ray.upl.rejection import MISSING, NO_BYTES
 
 SIZES = (224, 288, 384, 448)  # the paper's four resolutions
 
@@ -260,6 +264,47 @@ def test_nothing_of_a_zoo_in_a_folder_is_lost(tmp_path: Path) -> None:
     for name, beast in beasts.items():
         if beast.usable is not None:
             assert bool(seen[name]) is not beast.usable, name
+
+
+def test_a_corpus_of_which_nothing_can_be_read_is_refused_before_work(pictures: Path, tmp_path: Path) -> None:
+    missing = [f"no/{i}.jpg" for i in range(100)]
+    manifest = tmp_path / "list.txt"
+    roots = (str(pictures),)
+
+    def check(names: list[str], limit: float = 0.01, size: int = 3, known: int = 0) -> None:
+        manifest.write_text("\n".join(names))
+        storage = Store(f"{tmp_path}/{len(list(tmp_path.iterdir()))}")
+        corpus = list_corpus(storage, Source(uri=str(manifest), roots=roots), size)
+        check_some_images([corpus], {s.id for s in corpus.shards[known:]}, limit)
+
+    for size in (3, 40, 1000):
+        with pytest.raises(ConfigError, match=r"No image of .*list\.txt .* 3\d .*'no/0\.jpg': missing file\. Correct"):
+            check(missing, size=size)
+    with pytest.raises(ConfigError, match=r"of 1 that were .*broken\.jpg': damaged image"):
+        check([f"{pictures}/broken.jpg"])
+    check([f"{pictures}/broken.jpg"], limit=1)
+    check([*missing, f"{pictures}/00.png"], size=1000)
+    good = [f"{pictures}/{i:02d}.{'jpg' if i % 2 else 'png'}" for i in range(21)]
+    check([*good, "no.jpg"], limit=0.05, size=21, known=1)  # the new shard may be bad as a whole
+    with pytest.raises(ConfigError, match="of 1 that were tried"):
+        check([*good, "no.jpg"], limit=0.04, size=21, known=1)
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(0.32, True), (0.34, False)])
+def test_rows_without_bytes_are_rejected_and_do_not_count(
+    limit: float, refused: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pq.write_table(pa.table({"jpg": [b"x", b"y", b"z", None, None, None]}), tmp_path / "a.parquet")
+    corpus = list_corpus(Store(str(tmp_path / "run")), Source(uri=str(tmp_path / "a.parquet")), 10)
+    rejected = {f"a.parquet!{i}": NO_BYTES for i in (3, 4, 5)} | {"a.parquet!0": "not an image: x"}
+    if refused:
+        with pytest.raises(JobError, match=r"1 of 3 images under .* are unreadable, more than max_rejected = 0\.32"):
+            check_rejected(corpus, rejected, "max_rejected", limit)
+    else:
+        kept = check_rejected(corpus, rejected, "max_rejected", limit)
+        assert kept.read_table(REJECTED)["image_id"].to_pylist() == sorted(rejected)
+    assert "4 images of" in caplog.text
+    assert "3 no bytes in this row, 1 not an image" in caplog.text
 
 
 def test_a_dataset_holds_few_spans_and_every_shard_is_in_one() -> None:

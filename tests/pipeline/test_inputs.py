@@ -50,6 +50,7 @@ def test_the_log_shows_class_names_files_left_out_and_labels_that_are_no_class(
     assert "corpus 2 images are not scored: their labels are no class, such as 'beer_bottle', 'cat'" in lines
     assert "classes 3: 'dog', 'catt', 'x'" in lines
     assert dict(inputs.corpus.left_out.counts) == {".heic": 1}
+    assert inputs.unknown_labels == {"corpus": {"cat": 1, "beer_bottle": 1}}
 
 
 def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:

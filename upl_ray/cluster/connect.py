@@ -94,6 +94,13 @@ class RayCluster:
                 f"The Ray cluster of {self._source} cannot be joined: {first_line(error)}; start it or correct the "
                 f"address, and give this process the cluster's token if it has one (RAY_AUTH_TOKEN_PATH)."
             ) from None
+        except OSError as error:
+            if "AF_UNIX" in str(error):
+                raise ConfigError(
+                    f"The folder of temporary files is too long a path for Ray's sockets ({first_line(error)}); set "
+                    f"RAY_TMPDIR to a shorter one, for example /tmp."
+                ) from None
+            raise
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, at_sigterm)
         wait_for_resources(self.compute, local)

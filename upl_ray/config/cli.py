@@ -36,6 +36,16 @@ FIRST: dict[type[Section], tuple[str, ...]] = {
 }
 
 
+def _use_utf8() -> None:
+    """Start this process once more in Python's UTF-8 mode, where the locale has another encoding.
+
+    Names of files are UTF-8 in the configuration, in storage, on the nodes and to pyarrow.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def run_job(job: Callable[[], int]) -> int:
     """Run a job's body with its log on the terminal.
 
@@ -47,6 +57,7 @@ def run_job(job: Callable[[], int]) -> int:
         The body's status; 2 where the configuration cannot work, 1 where the job cannot go on, and, as a shell has it,
         128 + the signal's number where one stopped it.
     """
+    _use_utf8()
     # Under `uv run` Ray would pack the working folder for every worker, even of a Ray that is on this machine alone. It
     # reads this when it is imported, which the job does.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from upl_ray.corpus import archives
 from upl_ray.corpus.find import Form
+from upl_ray.corpus.listing import LeftOutRecord
 from upl_ray.errors import ConfigError
 from upl_ray.storage.step import Step, fingerprint
 from upl_ray.storage.store import Store, open_filesystem
@@ -46,8 +47,8 @@ class ArchiveIndex:
 
     def finish(
         self, versions: dict[str, str], done: Set[str], spread: Spread
-    ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """(archive, records of its shards) of each archive of these versions; reads those without a commit.
+    ) -> Iterator[tuple[str, list[dict[str, Any]], list[LeftOutRecord]]]:
+        """(archive, records of its shards, files left out) of archives of these versions; reads those without a commit.
 
         Args:
             versions: archive -> version.
@@ -60,13 +61,13 @@ class ArchiveIndex:
         """
         present = [file for file, version in versions.items() if key_of(file, version) in done]
         commits = self.step.read_commits(key_of(file, versions[file]) for file in present)
-        yield from ((file, commit["shards"]) for file, commit in zip(present, commits, strict=True))
+        yield from ((file, c["shards"], c.get("left_out", [])) for file, c in zip(present, commits, strict=True))
         todo = sorted(versions.keys() - set(present))
         for text in spread([json.dumps([file, versions[file]]) for file in todo], self._index) if todo else ():
             found = json.loads(text)
             if error := found.get("error"):
                 raise ConfigError(error)
-            yield found["file"], found["shards"]
+            yield found["file"], found["shards"], found["left_out"]
 
     def _index(self, archive: str) -> str:
         """Read an archive, write the listings of its shards, and commit them; runs in tasks."""
@@ -82,8 +83,9 @@ class ArchiveIndex:
         table = archives.listing_table(self.prefix, file, version, found.rows)
         commit = key_of(file, version)
         shards = [self._shard(table.slice(*part), commit) for part in archives.cut(found.groups, self.shard_size)]
-        self.step.commit(commit, file=file, version=version, shards=shards)
-        return json.dumps({"file": file, "shards": shards})
+        about = {"shards": shards, "left_out": found.left_out.records()}
+        self.step.commit(commit, file=file, version=version, **about)
+        return json.dumps({"file": file, **about})
 
     def _shard(self, listing: pa.Table, commit: str) -> dict[str, Any]:
         digest = shard_digest(self.root, listing)

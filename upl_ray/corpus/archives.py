@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from upl_ray.corpus.find import sub_folder
+from upl_ray.corpus.listing import LeftOut, count_suffixes
 from upl_ray.errors import LONGEST_VALUE, ConfigError, first_line, quoted
 from upl_ray.storage import schema
 from upl_ray.storage.store import PARQUET_ERRORS, open_parquet
@@ -48,6 +49,7 @@ class Index(NamedTuple):
 
     rows: list[Row]
     groups: list[int]  # how many of them, one lot after the other, are read together: row groups; in tar archives all
+    left_out: LeftOut  # files of a tar archive
 
 
 def cut(groups: list[int], size: int) -> Iterator[tuple[int, int]]:
@@ -81,6 +83,7 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
         ConfigError: the file is no tar archive, or damaged; or a key has several images, or several labels, and
             none can be chosen.
     """
+    left_out = LeftOut()
     images: dict[str, tuple[int, int]] = {}  # name -> offset, size
     labels: dict[str, str] = {}  # name without its last suffix -> label
     try:
@@ -94,7 +97,9 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                 kind = name.lower().rpartition(".")[2]
                 if name.lower().endswith(EXTENSIONS):  # of two members of one name the later counts
                     images[name] = member.offset_data, LINK if link else SPARSE if member.issparse() else member.size
-                elif kind in ("cls", "json") and member.size < BUFFER and not (link or member.issparse()):
+                elif kind not in ("cls", "json"):
+                    count_suffixes([name], left_out)
+                elif member.size < BUFFER and not (link or member.issparse()):
                     content = tar.extractfile(member)
                     assert content is not None
                     label = _label(content.read(), kind == "json")
@@ -105,10 +110,12 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
         reason = first_line(error)
         raise ConfigError(f"{path!r} is no tar archive, or damaged ({reason}); repair or remove it.") from None
     given = _labels_of_images(path, list(images), labels, suffix)
+    for name in images.keys() - given.keys():
+        left_out.add(f".{_key(name)[1]}", name)
     rows: list[Row] = [
         (n, sub_folder(n) if given[n] is None else given[n], *place) for n, place in images.items() if n in given
     ]
-    return Index(rows, [len(rows)])  # may be cut anywhere
+    return Index(rows, [len(rows)], left_out)  # may be cut anywhere
 
 
 def _labels_of_images(path: str, names: list[str], labels: dict[str, str], suffix: str) -> dict[str, str | None]:
@@ -222,7 +229,7 @@ def index_parquet(fs: pafs.FileSystem, path: str) -> Index:
             raise ConfigError(f"Column {column!r} of {path!r} is damaged ({first_line(error)}); repair it.") from None
         groups = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
         names = class_names(parquet.schema_arrow, column) if column else []
-    return Index([(str(i), label_text(label, names), i, None) for i, label in enumerate(labels)], groups)
+    return Index([(str(i), label_text(label, names), i, None) for i, label in enumerate(labels)], groups, LeftOut())
 
 
 def label_column(columns: pa.Schema) -> str | None:

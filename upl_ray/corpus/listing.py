@@ -11,11 +11,13 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from threading import Thread
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow.fs as pafs
 
@@ -44,6 +46,9 @@ VERSION_FIELDS = (
     "created",
 )
 
+Out = TypeVar("Out")
+LeftOutRecord = tuple[str, str, int]  # reason, one name, count: the arguments of `LeftOut.add`
+
 
 @dataclass
 class LeftOut:
@@ -52,10 +57,14 @@ class LeftOut:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reason: str, name: str) -> None:
-        """Count one more."""
-        self.counts[reason] += 1
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        """Count one more, or some, of which `name` is one."""
+        self.counts[reason] += count
         self.examples.setdefault(reason, name)
+
+    def records(self) -> list[LeftOutRecord]:
+        """The counts, to be kept as JSON."""
+        return [(reason, self.examples[reason], n) for reason, n in self.counts.items()]
 
     def merge(self, other: LeftOut) -> None:
         """Count those of another listing, too."""
@@ -133,10 +142,11 @@ def list_files(folder: str) -> Listing:
     """
     with foreign_errors():
         fs, root = open_filesystem(folder)
-        if isinstance(fs, pafs.LocalFileSystem):
-            return _list_local(root or "/")
+    if isinstance(fs, pafs.LocalFileSystem):
+        return _list_local(root or "/")
+    with foreign_errors():
         if not isinstance(fs, pafs.PyFileSystem):
-            infos = fs.get_file_info(pafs.FileSelector(root, recursive=True))
+            infos = stoppable(lambda: fs.get_file_info(pafs.FileSelector(root, recursive=True)))
             found = {i.path: _size_and_time(i) for i in infos if i.type == pafs.FileType.File}
         else:
             found = _list_fsspec(fs.handler.fs, root, folder)
@@ -241,6 +251,20 @@ def foreign_errors() -> Iterator[None]:
         raise
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def stoppable(call: Callable[[], Out]) -> Out:
+    """The result of a long call into C++: in the main thread it would hold back signals until it returns."""
+    future: Future[Out] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001  # it is raised where the result is waited for
+            future.set_exception(error)
+
+    Thread(target=run, name="listing", daemon=True).start()
+    return future.result()
 
 
 def place_of_results(store_uri: str, folder: str) -> str | None:

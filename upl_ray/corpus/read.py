@@ -48,15 +48,19 @@ def read_images(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).ma
         JobError: an image may not be read, or the storage does not answer; all files are missing and their folder is
             missing or empty on this machine; an archive is missing, damaged, or has changed since it was listed.
     """
-    rows = listing.to_pylist()
-    with _in_one_sentence(root):
-        found = _read_rows(root, rows, max_bytes)
+    rows, found = listing.to_pylist(), try_images(root, listing, max_bytes)
     if rows and all(f == MISSING for f in found) and _lost_mount(root, [r["file"] for r in rows]):
         raise JobError(
             f"None of {len(found)} listed images is found under {root} on this machine, for example "
             f"{rows[0]['image_id']}; every node must reach the same folder."
         )
     return found
+
+
+def try_images(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).max_bytes) -> list[bytes | str]:
+    """The same as `read_images`, where a folder that is missing is no error."""
+    with _in_one_sentence(root):
+        return _read_rows(root, listing.to_pylist(), max_bytes)
 
 
 def read_each(root: str, listing: pa.Table, max_bytes: int = Geometry(1, 1).max_bytes) -> Iterator[bytes | str]:

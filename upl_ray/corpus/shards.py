@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ import pyarrow as pa
 from upl_ray.config.settings import Source
 from upl_ray.corpus.archive_index import INDEX, ArchiveIndex, Spread, commit_of, key_of, shard_digest
 from upl_ray.corpus.find import SUFFIXES, Form, Found, ImageFile, find, sub_folder
-from upl_ray.corpus.listing import LeftOut
+from upl_ray.corpus.listing import LeftOut, LeftOutRecord
 from upl_ray.corpus.manifests import names_images, read_manifests
 from upl_ray.demo import locate
 from upl_ray.errors import ConfigError
@@ -52,6 +53,7 @@ class Shard:
     removed: frozenset[str] = field(default_factory=frozenset)  # ids; only grows
     archive: str = ""  # the archive of all its images, relative to the root; empty for single files
     version: str = ""  # of the archive
+    left_out: tuple[LeftOutRecord, ...] = ()  # of the archive, in its first shard
 
     @property
     def in_row_groups(self) -> bool:
@@ -70,7 +72,7 @@ class Shard:
 
     def record(self) -> dict[str, Any]:
         """The shard as JSON; `shard_of` reads it."""
-        return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in vars(self).items()}
+        return {**vars(self), "removed": sorted(self.removed), "left_out": [list(x) for x in self.left_out]}
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,8 @@ def rejected_table(rejected: dict[str, str]) -> pa.Table:
 
 def shard_of(record: dict[str, Any]) -> Shard:
     """The shard that a record describes."""
-    return Shard(**{**record, "removed": frozenset(record["removed"])})
+    left_out = tuple((reason, name, count) for reason, name, count in record.get("left_out", []))
+    return Shard(**{**record, "removed": frozenset(record["removed"]), "left_out": left_out})
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,7 @@ class _Address:
         elif form == "images":
             files = {self.prefix + f: ImageFile(f, version, sub_folder(f)) for f, version in found.files.items()}
         else:
-            return self._list_archives(known, found, source)
+            return self._list_archives(known, found, source, left_out)
         return self._list_files(known, found.root, files)
 
     def _list_files(self, known: list[Shard], root: str, files: dict[str, ImageFile]) -> tuple[list[Shard], int]:
@@ -287,18 +290,29 @@ class _Address:
             part = ids[first : first + self.shard_size]
             yield self._new_shard(root, _listing_table(part, [files[i] for i in part]))
 
-    def _list_archives(self, known: list[Shard], found: Found, source: Source) -> tuple[list[Shard], int]:
+    def _list_archives(
+        self, known: list[Shard], found: Found, source: Source, left_out: LeftOut
+    ) -> tuple[list[Shard], int]:
         """Shards of archives: those of unchanged archives, then of new and changed ones, which are read."""
         index = ArchiveIndex.of(self.step.store, found.root, found.form, self.prefix, source.suffix, self.shard_size)
         done = index.step.committed()
         shards = [s for s in known if found.files.get(s.archive) == s.version and s.commit in done]
         fresh = {file: found.files[file] for file in found.files.keys() - {s.archive for s in shards}}
-        new = dict(index.finish(fresh, done, self.spread))
-        for file in sorted(new):
-            shards += [Shard(**r, root=found.root, archive=file, version=fresh[file]) for r in new[file]]
+        added = 0
+        for file, records, of_archive in sorted(index.finish(fresh, done, self.spread), key=itemgetter(0)):
+            new = [Shard(**r, root=found.root, archive=file, version=fresh[file]) for r in records]
+            added += sum(s.rows for s in new)
+            if new:
+                new[0] = replace(new[0], left_out=tuple(of_archive))
+            else:
+                _count(of_archive, file, left_out)
+            shards += new
+        for shard in shards:
+            _count(shard.left_out, shard.archive, left_out)
         if not shards:
-            raise ConfigError(f"The archives under {self.address!r} hold no image; name others.")
-        return shards, sum(r["rows"] for records in new.values() for r in records)
+            others = f", but {left_out}" if left_out.counts else ""
+            raise ConfigError(f"The archives under {self.address!r} hold no image{others}; name others.")
+        return shards, added
 
     def _new_shard(self, root: str, listing: pa.Table) -> Shard:
         digest = shard_digest(root, listing)
@@ -308,6 +322,12 @@ class _Address:
 
     def _write_listing(self, shard: str, listing: pa.Table) -> str:
         return self.step.store.write_hashed(self.step.path(f"shards/{shard}"), listing)
+
+
+def _count(records: Iterable[LeftOutRecord], archive: str, left_out: LeftOut) -> None:
+    """Count what is left out of an archive."""
+    for reason, name, count in records:
+        left_out.add(reason, f"{archive}!{name}", count)
 
 
 def _read_missing(step: Step) -> dict[str, set[str]]:

@@ -36,9 +36,9 @@ from upl_ray.cluster import metrics
 from upl_ray.cluster.actors import add_pool, configure_data, in_one_sentence, needs_of, place_actors
 from upl_ray.cluster.placement import Pass
 from upl_ray.config.settings import Compute
-from upl_ray.corpus.read import read_each
+from upl_ray.corpus.read import read_each, try_images
 from upl_ray.corpus.shards import REJECTED, Corpus, Shard, keep_snapshot, read_listing
-from upl_ray.errors import JobError
+from upl_ray.errors import ConfigError, JobError, quoted
 from upl_ray.progress import Progress
 from upl_ray.storage import schema
 from upl_ray.storage.step import Step
@@ -50,6 +50,7 @@ from upl_ray.upl.rejection import MISSING
 
 log = logging.getLogger(__name__)
 
+TRIED = 32  # images of a corpus that are read before work, if all but the last cannot be
 CHUNKS_PER_PART = 16  # chunks that one written file may hold
 CHUNKS_PER_SPAN = 8  # chunks that one decoding task reads from a shard
 SPANS_PER_DATASET = 4096  # one Ray block each: what is lost with a node is one span, and the driver holds few receipts
@@ -70,6 +71,61 @@ def forgotten_shards(step: Step, shards: Iterable[Shard]) -> set[str]:
     """Ids of those shards of which not even the rejected images are known: never computed, or a commit was deleted."""
     dropped = step.store.names(step.path("dropped"))
     return missing_shards(step, shards) - {n.removesuffix(".json") for n in dropped}
+
+
+def check_some_images(corpora: Iterable[Corpus], needed: Collection[str], limit: float) -> None:
+    """Refuse a corpus of which none of some images can be read, before nodes are waited for and work starts.
+
+    Args:
+        corpora: the images.
+        needed: ids of the shards that are to be read; images from all over them are tried until one can be read.
+        limit: share of unreadable images that stops the job.
+
+    Raises:
+        ConfigError: all of them are missing, damaged, or no images; and without these shards the job would stop.
+        JobError: an image may not be read, or the storage does not answer.
+    """
+    for corpus in corpora:
+        shards = [s for s in corpus.shards if s.id in needed]
+        if sum(s.rows - len(s.removed) for s in shards) <= limit * corpus.images:
+            continue
+        reasons: dict[str, str] = {}
+        for image_id, reason in _try_some(corpus, shards):
+            if not reason:
+                break
+            reasons[image_id] = reason
+        else:
+            image_id, reason = next(iter(reasons.items()))
+            raise ConfigError(
+                f"No image of {corpus.name} can be read, of {len(reasons)} that were tried; the first is "
+                f"{quoted(image_id)}: {reason}. Correct the addresses, or repair the files."
+            )
+
+
+def _try_some(corpus: Corpus, shards: Sequence[Shard]) -> Iterator[tuple[str, str]]:
+    """(image id, the reason why it cannot be read or "") of up to `TRIED` images from all over some shards."""
+    chosen = [shards[i] for i in _spread(len(shards), TRIED)]
+    for shard in chosen:
+        listing = corpus.listing(shard)
+        there = [i not in shard.removed for i in listing["image_id"].to_pylist()]
+        listing = listing.filter(pa.array(there, pa.bool_()))
+        # A Parquet file is read from its beginning to the row.
+        for row in _spread(len(listing), 1 if shard.in_row_groups else TRIED // len(chosen)):
+            (data,) = try_images(shard.root, listing.slice(row, 1))
+            try:
+                if isinstance(data, str):
+                    raise rejection.Rejected(data)
+                images.decode(data)
+                reason = ""
+            except rejection.Rejected as error:
+                reason = str(error)
+            yield listing["image_id"][row].as_py(), reason
+
+
+def _spread(length: int, most: int) -> list[int]:
+    """At most `most` indices of a sequence, evenly spaced."""
+    count = min(length, most)
+    return [i * length // count for i in range(count)]
 
 
 # Making features.
@@ -388,6 +444,8 @@ def find_rejected(features: Iterable[Step], corpora: Sequence[Corpus]) -> list[d
 def check_rejected(corpus: Corpus, rejected: dict[str, str], field: str, limit: float) -> Step:
     """Log how many images were rejected and why, and keep all of them in the snapshot of the corpus.
 
+    Rows of Parquet files without bytes are no images (of downloads that failed, for example), and do not count.
+
     Returns:
         The snapshot.
 
@@ -397,13 +455,16 @@ def check_rejected(corpus: Corpus, rejected: dict[str, str], field: str, limit: 
     snapshot = keep_snapshot(corpus, rejected)
     if not rejected:
         return snapshot
-    share = len(rejected) / corpus.images
+    empty = sum(reason == rejection.NO_BYTES for reason in rejected.values())
+    unreadable, images = len(rejected) - empty, corpus.images - empty
+    share = unreadable / max(1, images)
     reasons = ", ".join(f"{n} {reason}" for reason, n in by_reason(rejected).items())
-    log.warning("%-12s %d images of %s (%.2f %%): %s", "rejected", len(rejected), corpus.name, 100 * share, reasons)
+    of_all = 100 * len(rejected) / corpus.images
+    log.warning("%-12s %d images of %s (%.2f %%): %s", "rejected", len(rejected), corpus.name, of_all, reasons)
     if share > limit:
         first = "; ".join(f"{i!r}: {r}" for i, r in sorted(rejected.items())[:3])
         raise JobError(
-            f"{len(rejected)} of {corpus.images} images under {corpus.name} are unreadable, more than "
+            f"{unreadable} of {images} images under {corpus.name} are unreadable, more than "
             f"{field} = {limit}; repair them or raise it. All are in "
             f"{snapshot.store.join(snapshot.path(REJECTED))}; the first: {first}."
         )

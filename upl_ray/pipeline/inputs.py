@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Inputs:
     scored: Corpus | None
     specs: dict[str, ClipSpec]
     validation: Corpus | None = None  # for comparisons only
+    unknown_labels: Mapping[str, Counter[str]] = field(default_factory=dict)  # field -> labels that are no class
 
     @property
     def corpora_by_field(self) -> dict[str, Corpus]:
@@ -92,12 +94,12 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
     classnames = classnames or folder_names(corpus)
     listed = {"corpus": corpus, "scored": scored, "validation": held_out}
     sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
-    for one in sets:
-        strangers = check_labels(one.corpus, getattr(config, one.field).labels, one.field, classnames)
-        if strangers:
+    unknown = {s.field: check_labels(s.corpus, getattr(config, s.field).labels, s.field, classnames) for s in sets}
+    for name, labels in unknown.items():
+        if labels:
             log.warning(
                 "%-12s %d images are not scored: their labels are no class, such as %s",
-                *(one.field, strangers.total(), _first_names(list(strangers))),
+                *(name, labels.total(), _first_names(list(labels))),
             )
     check_apart(sets)
     specs = {b.label: resolve_backbone(b, config.label.max_pixels) for b in config.backbones}
@@ -106,7 +108,7 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
     _check_names(config, specs, classnames)
     log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
     log.info("%-12s %d: %s", "classes", len(classnames), _first_names(classnames))
-    inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out)
+    inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out, unknown)
     if cluster:
         cluster.check_nodes(lambda: preflight(store, inputs.corpora, list(specs.values()), config.compute))
     return inputs

@@ -18,7 +18,14 @@ from upl_ray.errors import JobError
 from upl_ray.pipeline import training
 from upl_ray.pipeline.classifier import make_classifier
 from upl_ray.pipeline.estimate import describe_embedding
-from upl_ray.pipeline.features import by_reason, check_rejected, drop_features, find_rejected, make_features
+from upl_ray.pipeline.features import (
+    by_reason,
+    check_rejected,
+    check_some_images,
+    drop_features,
+    find_rejected,
+    make_features,
+)
 from upl_ray.pipeline.inputs import Inputs, prepare
 from upl_ray.pipeline.members import unfinished_members
 from upl_ray.pipeline.plan import Plan, embedded_backbones, needed_features, plan_run, present_features
@@ -48,6 +55,7 @@ from upl_ray.upl.verdict import describe
 
 log = logging.getLogger(__name__)
 
+UNKNOWN_LABELS = 20  # labels that the summary names
 Snapshots = dict[str, tuple[Step, dict[str, str]]]  # corpus, scored -> what the run worked on, its rejected images
 
 
@@ -96,6 +104,7 @@ def embed_corpora(inputs: Inputs, plan: Plan, cluster: RayCluster) -> Snapshots:
     """Make the features that are needed, and keep what the run works on.
 
     Raises:
+        ConfigError: no image of a corpus can be read, as far as a look at some of them shows.
         JobError: too many images of a corpus could not be read.
     """
     specs = list(inputs.specs.values())
@@ -103,6 +112,8 @@ def embed_corpora(inputs: Inputs, plan: Plan, cluster: RayCluster) -> Snapshots:
     if present_features(plan, needed):
         log.info("%-12s already there: %d backbone(s), %d shard(s)", "features", len(specs), len(inputs.corpus.shards))
     else:
+        unread = {shard for name, ids in needed.items() for shard in ids - plan.features[name].committed()}
+        check_some_images(inputs.corpora, unread, inputs.config.label.max_rejected)
         cluster.start("features")
         log.info("%-12s %s", "estimate", describe_embedding(inputs, plan.features, needed))
         make_features(inputs.corpora, specs, plan.features, inputs.config.compute, needed)
@@ -356,6 +367,7 @@ def _summarize(
         "rejected": len(rejected),
         "rejected_by_reason": by_reason(rejected),
         "left_out": {name: dict(corpus.left_out.counts) for name, corpus in inputs.corpora_by_field.items()},
+        "unknown_labels": {name: dict(n.most_common(UNKNOWN_LABELS)) for name, n in inputs.unknown_labels.items()},
         "starved_classes": scores[first]["selection"]["starved"],
         "scores": scores,
         "report": inputs.store.join(PAGE),

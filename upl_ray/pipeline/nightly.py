@@ -24,6 +24,7 @@ from upl_ray.pipeline.classifier import find_classifier
 from upl_ray.pipeline.features import (
     by_reason,
     check_rejected,
+    check_some_images,
     drop_features,
     feature_step,
     find_rejected,
@@ -155,6 +156,7 @@ def _embed(inputs: Inputs, needed: Iterable[Shard], job: Predict, cluster: RayCl
     """Features of the needed shards; returns the corpus' snapshot and its unreadable images with their reasons."""
     ids = missing_shards(inputs.features, needed)
     if ids:
+        check_some_images([inputs.corpus], ids, job.max_rejected)
         cluster.start("features")
         name = inputs.spec.name
         make_features([inputs.corpus], [inputs.spec], {name: inputs.features}, job.compute, {name: ids})

@@ -43,6 +43,7 @@ from upl_ray.demo import locate
 from upl_ray.errors import ConfigError, first_line
 from upl_ray.storage.store import absolute
 from upl_ray.upl.clip_spec import ClipSpec
+from upl_ray.upl.hub import use_cache_where_unreachable
 from upl_ray.upl.images import Geometry
 from upl_ray.upl.rejection import MAX_PIXELS
 
@@ -110,6 +111,7 @@ def find_weights(backbone: Backbone) -> FoundWeights:
                 raise FileNotFoundError(f"no weights file lies in {folder}")
             return FoundWeights(f"local-dir:{folder}", Path(weights), model_cfg, preprocess)
         if schema == "hf-hub":
+            use_cache_where_unreachable()
             config = Path(download_pretrained_from_hf(identifier, CONFIG_FILE))
             model_cfg, preprocess = read_model_config(config.read_bytes())
             return FoundWeights(source, Path(download_pretrained_from_hf(identifier)), model_cfg, preprocess)
@@ -142,6 +144,7 @@ def _find_named_weights(backbone: Backbone) -> FoundWeights:
         if not os.path.isfile(file):  # pathlib's would raise for a name that is too long
             raise ConfigError(f"pretrained {pretrained!r} of {model} is neither a file nor one of the tags {tags}.")
         return FoundWeights(model, Path(file).resolve(), model_cfg, {})
+    use_cache_where_unreachable()
     try:
         weights = download_pretrained(tag_cfg)
     except (OSError, RuntimeError, ValueError) as error:
