@@ -161,7 +161,7 @@ class SyntheticRun:
             if name in made:
                 made[name].finish()
         of_shard = selected_images(chain.selection)
-        tallies = ((part, *tally_of(task, part, s, of_shard.get(s.id, ()))) for part, s in task.shards())
+        tallies = ((part, *tally_of(task, part, s, of_shard.get(s.id, {}))) for part, s in task.shards())
         store_scores(task, tallies)
         return chain
 

@@ -32,7 +32,7 @@ def test_scores_made_in_tasks_are_those_of_a_loop_bit_for_bit(
     task = ScoreTask(elsewhere, labeled_sources(inputs), models, inputs.classnames)
     assert len(task.shards()) > 8
     chosen = selected_images(chain.selection)
-    store_scores(task, ((part, *tally_of(task, part, s, chosen.get(s.id, ()))) for part, s in task.shards()))
+    store_scores(task, ((part, *tally_of(task, part, s, chosen.get(s.id, {}))) for part, s in task.shards()))
     ours, theirs = elsewhere.scores.manifest(), chain.scores.manifest()
     differing = {name for name in ours if ours[name] != theirs[name]}
     assert differing <= {"fingerprint", "provenance"}  # the hashes of both tables are equal, too

@@ -7,7 +7,7 @@ import pytest
 
 from upl_ray.storage import schema
 from upl_ray.upl.fusion import assign, fuse
-from upl_ray.upl.top_k import samples_per_class, top_k
+from upl_ray.upl.top_k import samples_per_class, top_k, with_pinned
 
 Row = tuple[str, int, float]
 SHARD = "s"
@@ -77,6 +77,23 @@ def test_top_k_counts_rows_that_stand_in_several_parts_once(seed: int) -> None:
     parts = [table(p) for p in split(rows, rng)]
     again = [table([rows[i] for i in rng.integers(0, len(rows), 40)]) for _ in range(3)]
     assert top_k([*parts, *again, table(rows)], 8).to_pylist() == naive_top_k(rows, 8, 3)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pinned_images_come_first_and_others_fill_up(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n_classes, k = 4, int(rng.integers(1, 6))
+    rows = random_rows(rng, 60, n_classes)
+    rows = list({i: (i, c, p) for i, c, p in rows}.values())
+    pinned = [(i, int(rng.integers(n_classes)), 1.0) for i, _, _ in rows[: int(rng.integers(0, 20))]]
+    others = rows[len(pinned) :]
+    expected = []
+    for c in range(n_classes):
+        first = [{"image_id": i, "confidence": 1.0} for i in sorted(i for i, label, _ in pinned if label == c)]
+        rest = naive_top_k([r for r in others if r[1] == c], max(0, k - len(first)), n_classes)
+        for rank, row in enumerate([*first, *rest]):
+            expected.append({**row, "pseudo_label": c, "rank": rank, "shard": SHARD})
+    assert with_pinned(top_k([table(others)], k), table(pinned), k).to_pylist() == expected
 
 
 def test_saturated_confidences_are_chosen_by_id() -> None:

@@ -213,6 +213,11 @@ class Label(Section):
     """Pseudo-labels (paper, section 3.2)."""
 
     top_k: int = Field(16, ge=1, description="Most confident images kept for each class [images]; paper: 16.")
+    corrections: str | tuple[str, ...] = Field(
+        (),
+        description="Labels that a person gave to images of the corpus: a CSV, JSON-lines or Parquet file with the "
+        "columns image_id and label (empty: none of the classes), or a list of such files. The report writes them.",
+    )
     max_rejected: float = Field(0.01, ge=0, le=1, description="Share of unreadable images that stops the job [0-1].")
     max_pixels: int = Field(178_956_970, ge=1, le=178_956_970, description="Larger images are rejected [pixels].")
     decode: Literal["exact", "fast"] = Field(
@@ -225,6 +230,11 @@ class Label(Section):
         description="Name of a backbone that labels nothing and judges instead whether a classifier is better than "
         "the template; empty: every backbone labels.",
     )
+
+    @property
+    def correction_files(self) -> tuple[str, ...]:
+        """The files of corrections; empty if there is none."""
+        return (self.corrections,) * bool(self.corrections) if isinstance(self.corrections, str) else self.corrections
 
 
 class Refine(Section):

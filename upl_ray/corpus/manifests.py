@@ -18,7 +18,6 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from upl_ray.config import redact
 from upl_ray.corpus.archives import (
@@ -103,7 +102,7 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
         ConfigError: the manifest cannot be read, has no column of addresses, an id twice, or a forbidden address.
     """
     try:
-        records = _records(fs, path)
+        records = _parquet_records(fs, path) if path.lower().endswith(".parquet") else text_records(fs, path)
     except ConfigError:
         raise
     except (ValueError, RecursionError, csv.Error, *PARQUET_ERRORS) as error:
@@ -136,11 +135,14 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
     return images
 
 
-def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
+def text_records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
+    """Rows of a CSV or JSON-lines file, or the lines of any other as `uri`.
+
+    Raises:
+        ValueError, csv.Error, RecursionError: it is damaged.
+    """
     kind = path.lower().rpartition(".")[2]
     with fs.open_input_file(path) as file:
-        if kind == "parquet":
-            return _parquet_records(open_parquet(file, path))
         text = file.read().decode("utf-8-sig")  # with or without a byte order mark
     if kind == "csv":
         return list(csv.DictReader(io.StringIO(text)))
@@ -156,13 +158,15 @@ def _records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
     return records
 
 
-def _parquet_records(parquet: pq.ParquetFile) -> list[dict[str, Any]]:
+def _parquet_records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
     """Rows of the columns that count; those of addresses hold texts, and the label is called `label`."""
-    columns = parquet.schema_arrow
-    label = label_column(columns)
-    chosen = [f.name for f in columns if f.name in URI_COLUMNS and _is_text(f.type)]
-    chosen += [f.name for f in columns if f.name in (*ID_COLUMNS, *VERSION_COLUMNS)]
-    rows: list[dict[str, Any]] = parquet.read([*chosen, *[label] * bool(label)]).to_pylist()
+    with fs.open_input_file(path) as file:
+        parquet = open_parquet(file, path)
+        columns = parquet.schema_arrow
+        label = label_column(columns)
+        chosen = [f.name for f in columns if f.name in URI_COLUMNS and _is_text(f.type)]
+        chosen += [f.name for f in columns if f.name in (*ID_COLUMNS, *VERSION_COLUMNS)]
+        rows: list[dict[str, Any]] = parquet.read([*chosen, *[label] * bool(label)]).to_pylist()
     names = class_names(columns, label) if label else []
     return [{**row, "label": label_text(row[label], names)} for row in rows] if label else rows
 

@@ -19,7 +19,9 @@ from upl_ray.corpus.overlap import ImageSet, check_apart
 from upl_ray.corpus.shards import Corpus, list_corpus
 from upl_ray.corpus.true_labels import check_labels, folder_names
 from upl_ray.errors import ConfigError, first_line, quoted
+from upl_ray.pipeline.corrections import find_corrections, read_corrections
 from upl_ray.pipeline.shardwise import map_items
+from upl_ray.storage.step import Step
 from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_ahead, read_text
 from upl_ray.upl.backbones import find_equal, load_tokenizer, resolve_backbone, tokenize
 from upl_ray.upl.clip_spec import ClipSpec
@@ -43,6 +45,7 @@ class Inputs:
     scored: Corpus | None
     specs: dict[str, ClipSpec]
     validation: Corpus | None = None  # for comparisons only
+    corrections: Step | None = None  # labels that a person gave to images of the corpus
     unknown_labels: Mapping[str, Counter[str]] = field(default_factory=dict)  # field -> labels that are no class
 
     @property
@@ -108,7 +111,11 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
     _check_names(config, specs, classnames)
     log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
     log.info("%-12s %d: %s", "classes", len(classnames), _first_names(classnames))
-    inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out, unknown)
+    corrected = read_corrections(config.label.correction_files, classnames)
+    corrections = find_corrections(store, corpus, corrected)
+    if corrections:
+        log.info("%-12s %d images", "corrections", len(corrected))
+    inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out, corrections, unknown)
     if cluster:
         cluster.check_nodes(lambda: preflight(store, inputs.corpora, list(specs.values()), config.compute))
     return inputs

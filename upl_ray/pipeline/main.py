@@ -74,7 +74,7 @@ def run(config: Config) -> dict[str, Any]:
         snapshots = embed_corpora(inputs, plan, cluster)
         plan = _fit_judges(inputs, plan, cluster)
         refined = {variant: chain.refinement for variant, chain in plan.chains.items() if chain.refinement}
-        samples = {variant: sample_of(inputs, plan.labelers[variant]) for variant in refined}
+        samples = {variant: sample_of(inputs, plan.labelers[variant], inputs.corrections) for variant in refined}
         for variant, refinement in refined.items():
             refine_labels(inputs, refinement, samples[variant], cluster)
             judge_refined(inputs, refinement, samples[variant], cluster)
@@ -128,10 +128,10 @@ def embed_corpora(inputs: Inputs, plan: Plan, cluster: RayCluster) -> Snapshots:
     return {name: (kept[i], found[i]) for i, name in enumerate(inputs.corpora_by_field)}
 
 
-def sample_of(inputs: Inputs, labelers: Sequence[Labeler]) -> Sample:
+def sample_of(inputs: Inputs, labelers: Sequence[Labeler], corrections: Step | None = None) -> Sample:
     """The sample of the corpus that labels are refined with; it is read when it is first used."""
     per_class, n_classes = inputs.config.refine.sample_per_class, len(inputs.classnames)
-    return Sample(inputs.corpus, labelers, per_class, n_classes, inputs.config.compute)
+    return Sample(inputs.corpus, labelers, per_class, n_classes, inputs.config.compute, corrections)
 
 
 def _fit_judges(inputs: Inputs, plan: Plan, cluster: RayCluster) -> Plan:
@@ -246,7 +246,7 @@ def _judge(inputs: Inputs, plan: Plan, variant: str, cluster: RayCluster) -> dic
     todo = bench.unjudged_shards(chain, inputs.corpus)
     if todo:
         cluster.start(bench.step.folder)
-    found = make_verdict(chain, inputs.corpus, bench, todo, inputs.config.compute)
+    found = make_verdict(chain, inputs.corpus, bench, todo, inputs.config.compute, inputs.corrections)
     if found["labels"]:
         log.info("%-12s labels of %s: %s", "verdict", variant, describe(found["labels"]))
     sentence = f"classifier of {variant}: {describe(found['classifier'])}"
@@ -273,7 +273,7 @@ def _score(inputs: Inputs, plan: Plan, cluster: RayCluster) -> dict[str, Any]:
             continue
         labelers = tuple(x.spec.name for x in plan.labelers[variant])
         models = Models(len(inputs.classnames), labelers, inputs.target.name, inputs.config.train.members)
-        task = ScoreTask(chain, labeled_sources(inputs), models, inputs.classnames)
+        task = ScoreTask(chain, labeled_sources(inputs), models, inputs.classnames, inputs.corrections)
         make_scores(task, inputs.config.compute)
     return {variant: read_scores(chain.scores) for variant, chain in plan.chains.items()}
 
@@ -331,7 +331,7 @@ def select_images(inputs: Inputs, pseudo_labels: Step, selection: Step, k: int, 
     n_classes = len(inputs.classnames)
     if not selection.finished:
         cluster.start(selection.folder)
-        make_selection(selection, inputs.corpus, pseudo_labels, k, n_classes, inputs.config.compute)
+        make_selection(selection, inputs.corpus, pseudo_labels, k, n_classes, inputs.config.compute, inputs.corrections)
     manifest = selection.manifest()
     if not manifest["images"]:
         raise JobError("No image was selected: none of the corpus could be read; see rejected.parquet in its snapshot.")
@@ -379,6 +379,7 @@ def _summarize(
         "folders": {
             "corpora": {name: step.folder for name, (step, _) in snapshots.items()},
             "features": {n: plan.features[n].folder for n in embedded_backbones(inputs)},
+            "corrections": inputs.corrections.folder if inputs.corrections else "",
             "variants": {v: chain.folders() for v, chain in plan.chains.items()},
         },
         "config": config.model_dump(mode="json"),

@@ -94,14 +94,14 @@ def _plan_chain(inputs: Inputs, features: dict[str, Step], labelers: tuple[Label
     config, target = inputs.config, inputs.target
     refinement, kept = None, None
     if refined:
-        refinement = refinement_step(inputs.corpus, labelers, config.refine)
+        refinement = refinement_step(inputs.corpus, labelers, config.refine, inputs.corrections)
         kept = kept_refinement(refinement)
     pseudo_labels = pseudo_label_step(inputs.store, labelers, kept)
     if refined:
-        selection = soft_selection_step(inputs.corpus, pseudo_labels, config.refine)
+        selection = soft_selection_step(inputs.corpus, pseudo_labels, config.refine, inputs.corrections)
         views = soft_view_step(selection, target, config.refine)
     else:
-        selection = selection_step(inputs.corpus, pseudo_labels, config.label.top_k)
+        selection = selection_step(inputs.corpus, pseudo_labels, config.label.top_k, inputs.corrections)
         views = view_step(selection, target, config.views)
     members = member_step(views, target, inputs.classnames, config.train, kept if config.refine.adjust else None)
     classifier = classifier_step(members, config.train)

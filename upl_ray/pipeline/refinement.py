@@ -39,14 +39,16 @@ log = logging.getLogger(__name__)
 MOVED = 0.005  # share of the sampled images that get another label, from which a new fit replaces that of before
 
 
-def refinement_step(corpus: Corpus, labelers: Sequence[Labeler], recipe: Refine) -> Step:
-    """The mixture of the labelers' features for a corpus as it is now."""
+def refinement_step(
+    corpus: Corpus, labelers: Sequence[Labeler], recipe: Refine, corrections: Step | None = None
+) -> Step:
+    """The mixture of the labelers' features for a corpus as it is now, and as a person has corrected it."""
     return Step.of(
         corpus.step.store,
         "refinement",
         version=1,
         inputs={"corpus": corpus.digest, **_identity(labelers, recipe)},
-        needs=[step for x in labelers for step in (x.features, x.text)],
+        needs=[*(s for x in labelers for s in (x.features, x.text)), *([corrections] if corrections else [])],
     )
 
 
@@ -184,7 +186,7 @@ def _start(group: Group, labels: dict[str, int]) -> Start:
 
 
 def _sweep(group: Group, mixture: Mixture, beta: float) -> Statistics:
-    return statistics(group.features, memberships(group.features, group.probabilities, mixture, beta))
+    return statistics(group.features, group.memberships(mixture, beta))
 
 
 def _moved(sample: Sample, recipe: Refine, fitted: Mixture, before: Step) -> float:
@@ -196,7 +198,7 @@ def _moved(sample: Sample, recipe: Refine, fitted: Mixture, before: Step) -> flo
 
 
 def _count_changes(group: Group, first: Mixture, second: Mixture, beta: float) -> tuple[int, int]:
-    one, other = (memberships(group.features, group.probabilities, m, beta).argmax(dim=1) for m in (first, second))
+    one, other = (group.memberships(m, beta).argmax(dim=1) for m in (first, second))
     return int((one != other).sum()), len(one)
 
 
@@ -232,6 +234,7 @@ def _without(group: Group, b: int, labelers: Sequence[Labeler]) -> Group:
     others = [i for i in range(len(labelers)) if i != b]
     own = [zero_shot(labelers[i], group.image_features[i]) for i in others]
     _, fused = fuse([group.image_ids] * len(own), own)
+    fused[group.corrected] = group.fused[group.corrected]
     return replace(group, image_features=[group.image_features[i] for i in others], fused=fused)
 
 
@@ -248,5 +251,6 @@ def _votes(
     own = torch.from_numpy(zero_shot(labelers[b], group.image_features[b]))
     referee = memberships(group.features[b : b + 1], own, judge, beta)
     old = torch.from_numpy(zero_shot(labelers[target], group.image_features[target])).argmax(dim=1)
-    refined = memberships(without.features, without.probabilities, mixture, beta).argmax(dim=1)
-    return count_votes(referee, old, refined)
+    refined = without.memberships(mixture, beta).argmax(dim=1)
+    free = ~group.corrected
+    return count_votes(referee[free], old[free], refined[free])

@@ -9,7 +9,7 @@ Shapes: n images of a group, C classes, B labelers, D_b feature width of labeler
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,9 +22,12 @@ from torch import Tensor
 
 from upl_ray.config.settings import Compute
 from upl_ray.corpus.shards import Corpus, Shard
+from upl_ray.pipeline.corrections import NONE, ByShard, corrections_of
 from upl_ray.pipeline.pseudo_labels import Labeler, label_each
 from upl_ray.progress import Progress
+from upl_ray.storage.step import Step
 from upl_ray.upl.fusion import fuse
+from upl_ray.upl.refine import Mixture, memberships
 from upl_ray.upl.sampling import sampled, sampling_rate
 
 BYTES_OF_GROUP = 2**27  # of the features and probabilities of a group, on average
@@ -38,7 +41,8 @@ class Group:
     image_ids: list[str]
     shards: list[str]  # id of the shard of each image
     image_features: list[npt.NDArray[np.float16]]  # B x [n, D_b]
-    fused: npt.NDArray[np.float32]  # [n, C] probabilities
+    fused: npt.NDArray[np.float32]  # [n, C] probabilities; of corrected images, those of their class
+    corrected: npt.NDArray[np.bool_]  # [n]
 
     @property
     def features(self) -> list[Tensor]:
@@ -50,21 +54,48 @@ class Group:
         """The fused probabilities as a tensor."""
         return torch.from_numpy(self.fused)
 
+    def memberships(self, mixture: Mixture, beta: float) -> Tensor:
+        """Refined probabilities [n, C]; corrected images are of their class."""
+        return memberships(self.features, self.probabilities, mixture, beta, torch.from_numpy(self.corrected))
+
+    def rows(self, rows: list[int]) -> Group:
+        """Some of the images."""
+        ids, shards = ([of[i] for i in rows] for of in (self.image_ids, self.shards))
+        features = [x[rows] for x in self.image_features]
+        return Group(ids, shards, features, self.fused[rows], self.corrected[rows])
+
+    def sampled(self, rate: float) -> list[int]:
+        """Positions of the images of a smaller sample, and of all corrected ones."""
+        return sorted({*sampled(self.image_ids, rate), *np.flatnonzero(self.corrected).tolist()})
+
 
 class Sample:
-    """The sampled images of a corpus under some labelers, read when they are first used."""
+    """The sampled images of a corpus under some labelers, read when they are first used.
+
+    With corrections it holds every corrected image that shows a class, and none that shows none.
+    """
 
     def __init__(
-        self, corpus: Corpus, labelers: Sequence[Labeler], per_class: int, n_classes: int, compute: Compute
+        self,
+        corpus: Corpus,
+        labelers: Sequence[Labeler],
+        per_class: int,
+        n_classes: int,
+        compute: Compute,
+        corrections: Step | None = None,
     ) -> None:
         self.corpus, self.labelers, self.n_classes, self.compute = corpus, labelers, n_classes, compute
+        self.corrections = corrections
         self.rate = sampling_rate(per_class, n_classes, corpus.images)
 
     @cached_property
     def groups(self) -> list[ray.ObjectRef[Group]]:
         """The groups, in the order of the corpus' shards."""
-        task = ray.remote(num_cpus=1)(_read_group)
-        refs = [task.remote(shards, self.labelers, self.rate) for shards in self._shards()]
+        task, corrected = ray.remote(num_cpus=1)(_read_group), corrections_of(self.corrections)
+        refs = [
+            task.remote(shards, self.labelers, self.rate, {s.id: corrected[s.id] for s in shards if s.id in corrected})
+            for shards in self._shards()
+        ]
         progress, pending = Progress("sample", len(refs), "groups"), refs
         while pending:
             ready, pending = ray.wait(pending, fetch_local=False)
@@ -113,16 +144,28 @@ def _on_one_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _read_group(shards: list[Shard], labelers: Sequence[Labeler], rate: float) -> Group:
+def _read_group(shards: list[Shard], labelers: Sequence[Labeler], rate: float, corrected: ByShard) -> Group:
     torch.set_num_threads(1)
     parts = []
     for shard in shards:
-        ids, features, own = label_each(shard, labelers, lambda ids: sampled(ids, rate))
+        labels = corrected.get(shard.id, {})
+
+        def choose(ids: list[str], labels: Mapping[str, int] = labels) -> list[int]:
+            rows = {*sampled(ids, rate), *(i for i, image_id in enumerate(ids) if image_id in labels)}
+            return sorted(i for i in rows if labels.get(ids[i]) != NONE)
+
+        ids, features, own = label_each(shard, labelers, choose)
         image_ids, fused = fuse([ids] * len(own), own)
-        parts.append((image_ids, [shard.id] * len(image_ids), features, fused))
+        for i, image_id in enumerate(image_ids):
+            if image_id in labels:
+                fused[i] = 0
+                fused[i, labels[image_id]] = 1
+        parts.append((image_ids, [shard.id] * len(image_ids), features, fused, [i in labels for i in image_ids]))
+    ids_of, shards_of, features_of, fused_of, corrected_of = zip(*parts, strict=True)
     return Group(
-        [i for ids, _, _, _ in parts for i in ids],
-        [s for _, ids, _, _ in parts for s in ids],
-        [np.concatenate([features[b] for _, _, features, _ in parts]) for b in range(len(labelers))],
-        np.concatenate([fused for _, _, _, fused in parts]),
+        [i for ids in ids_of for i in ids],
+        [s for of_shard in shards_of for s in of_shard],
+        [np.concatenate([features[b] for features in features_of]) for b in range(len(labelers))],
+        np.concatenate(fused_of),
+        np.array([c for of_shard in corrected_of for c in of_shard], np.bool_),
     )

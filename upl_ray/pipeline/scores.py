@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from upl_ray.config.settings import Compute
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.corpus.true_labels import true_labels_of
 from upl_ray.errors import JobError
+from upl_ray.pipeline.corrections import corrections_of
 from upl_ray.pipeline.selection import read_selection
 from upl_ray.pipeline.shardwise import map_shards
 from upl_ray.storage import schema
@@ -47,6 +48,7 @@ class ScoreTask:
     sources: Sources
     models: Models
     classnames: tuple[str, ...]
+    corrections: Step | None = None  # labels of images of the corpus that are not scored
 
     def shards(self) -> list[tuple[str, Shard]]:
         """All shards with their part, the corpus first."""
@@ -67,11 +69,12 @@ def scores_step(predictions: Step, sources: Sources) -> Step:
 
 def make_scores(task: ScoreTask, compute: Compute) -> None:
     """Tally every shard in Ray tasks, and store scores, the report's numbers and what is known of selected images."""
-    shards, chosen = task.shards(), selected_images(task.chain.selection)
+    shards, chosen, corrected = task.shards(), selected_images(task.chain.selection), corrections_of(task.corrections)
 
     def tally(index: int) -> dict[str, Any]:
         part, shard = shards[index]
-        found, selected = tally_of(task, part, shard, chosen.get(shard.id, ()))
+        unscored = corrected.get(shard.id, {}).keys() if part == "corpus" else set()
+        found, selected = tally_of(task, part, shard, chosen.get(shard.id, {}), unscored)
         return {"tally": json.dumps(found.to_json()), "selected": json.dumps(selected)}
 
     def tallies() -> Iterator[tuple[str, Tally, Selected]]:
@@ -82,37 +85,39 @@ def make_scores(task: ScoreTask, compute: Compute) -> None:
     store_scores(task, tallies())
 
 
-def selected_images(selection: Step) -> dict[str, set[str]]:
-    """Shard id -> its images among the top-K."""
-    table = read_selection(selection, ["shard", "image_id"])
-    chosen: dict[str, set[str]] = defaultdict(set)
-    for shard, image_id in zip(table["shard"].to_pylist(), table["image_id"].to_pylist(), strict=True):
-        chosen[shard].add(image_id)
+def selected_images(selection: Step) -> dict[str, dict[str, int]]:
+    """Shard id -> its selected images and their pseudo-labels."""
+    chosen: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in read_selection(selection, ["shard", "image_id", "pseudo_label"]).to_pylist():
+        chosen[row["shard"]][row["image_id"]] = row["pseudo_label"]
     return chosen
 
 
-def tally_of(task: ScoreTask, part: str, shard: Shard, chosen: Iterable[str]) -> tuple[Tally, Selected]:
-    """The tally of one shard, and what is known of its selected images."""
+def tally_of(
+    task: ScoreTask, part: str, shard: Shard, chosen: Mapping[str, int], unscored: Set[str] = frozenset()
+) -> tuple[Tally, Selected]:
+    """The tally of one shard, and what is known of its selected images; corrected ones are not scored."""
     corpus, rule = task.sources[part]
     pseudo, predicted = (s.read_shard(shard.state) for s in (task.chain.pseudo_labels, task.chain.predictions))
     ids = list({*pseudo["image_id"].to_pylist(), *predicted["image_id"].to_pylist()})
     true = dict(zip(ids, true_labels_of(corpus, shard, ids, rule, task.classnames).tolist(), strict=True))
+    true |= dict.fromkeys(unscored & true.keys(), metrics.UNLABELED)
     rows = join(pseudo, predicted, true)
     tally = tally_shard(predicted, rows, true, task.models, shard.id, shard.rows - len(shard.removed))
     return tally, _details(rows, chosen) if part == "corpus" else {}
 
 
-def _details(rows: Rows, chosen: Iterable[str]) -> Selected:
+def _details(rows: Rows, chosen: Mapping[str, int]) -> Selected:
     at = {image_id: i for i, image_id in enumerate(rows.image_ids)}
     return {
         image_id: {
             "backbone_labels": rows.own[i].tolist(),
-            "labelers_agree": float((rows.own[i] == rows.fused[i]).mean()),
-            "members_agree": float((rows.members[i] == rows.fused[i]).mean()),
+            "labelers_agree": float((rows.own[i] == label).mean()),
+            "members_agree": float((rows.members[i] == label).mean()),
             "label": int(rows.label[i]),
             "true_label": None if rows.true[i] == metrics.UNLABELED else int(rows.true[i]),
         }
-        for image_id, i in ((image_id, at[image_id]) for image_id in chosen if image_id in at)
+        for image_id, i, label in ((x, at[x], label) for x, label in chosen.items() if x in at)
     }
 
 

@@ -20,29 +20,59 @@ import ray
 from upl_ray.cluster.actors import configure_data
 from upl_ray.config.settings import Compute
 from upl_ray.corpus.shards import Corpus, Shard
+from upl_ray.pipeline.corrections import NONE, ByShard, corrections_of
+from upl_ray.storage import schema
 from upl_ray.storage.step import Step
-from upl_ray.upl.top_k import samples_per_class, top_k
+from upl_ray.storage.store import read_ahead
+from upl_ray.upl.top_k import samples_per_class, top_k, with_pinned
 
 FILE = "selection.parquet"
 ROWS_OF_GROUP = 2**18  # images that one task reduces to at most classes x K
 
 
-def selection_step(corpus: Corpus, pseudo_labels: Step, k: int) -> Step:
-    """The top-K of every class of a corpus by some pseudo-labels."""
-    inputs = {"corpus": corpus.digest, "top_k": k}
-    return Step.of(pseudo_labels.store, "selection", version=3, inputs=inputs, needs=[pseudo_labels])
+def selection_step(corpus: Corpus, pseudo_labels: Step, k: int, corrections: Step | None = None) -> Step:
+    """The top-K of every class of a corpus by some pseudo-labels, with what a person has corrected."""
+    inputs, needs = {"corpus": corpus.digest, "top_k": k}, [pseudo_labels, *([corrections] if corrections else [])]
+    return Step.of(pseudo_labels.store, "selection", version=3, inputs=inputs, needs=needs)
 
 
-def make_selection(step: Step, corpus: Corpus, labels: Step, k: int, n_classes: int, compute: Compute) -> None:
-    """Select the top-K of every class from the pseudo-labels of all shards."""
+def make_selection(
+    step: Step,
+    corpus: Corpus,
+    labels: Step,
+    k: int,
+    n_classes: int,
+    compute: Compute,
+    corrections: Step | None = None,
+) -> None:
+    """Select the top-K of every class from the pseudo-labels of all shards; corrected images are pinned."""
+    corrected = corrections_of(corrections)
 
     def read(group: list[Shard]) -> Iterator[pa.Table]:
         for shard in group:
             rows = labels.read_shard(shard.state, ["image_id", "pseudo_label", "confidence"])
+            if own := corrected.get(shard.id):
+                rows = rows.filter(pa.array([i not in own for i in rows["image_id"].to_pylist()], pa.bool_()))
             yield rows.append_column("shard", pa.array([shard.id] * len(rows), pa.string()))
 
     chosen = streaming_top_k(list(_groups(corpus.shards)), read, k, compute)
+    if corrected:
+        chosen = with_pinned(chosen, _pinned(corpus, labels, corrected), k)
     write_selection(step, chosen, n_classes, top_k=k)
+
+
+def _pinned(corpus: Corpus, labels: Step, corrected: ByShard) -> pa.Table:
+    """Rows of `schema.SELECTION`, but for `rank`, of the corrected images that show a class and can be read."""
+    shards = [s for s in corpus.shards if s.id in corrected]
+    tables = read_ahead(shards, lambda shard: labels.read_shard(shard.state, ["image_id"]))
+    rows = [
+        {"image_id": i, "pseudo_label": corrected[shard.id][i], "confidence": 1.0, "shard": shard.id}
+        for shard, table in zip(shards, tables, strict=True)
+        for i in table["image_id"].to_pylist()
+        if corrected[shard.id].get(i, NONE) != NONE
+    ]
+    fields = [f for f in schema.SELECTION if f.name != "rank"]
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
 
 def write_selection(step: Step, chosen: pa.Table, n_classes: int, **facts: Any) -> None:

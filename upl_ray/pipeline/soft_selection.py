@@ -21,15 +21,16 @@ from upl_ray.storage import schema
 from upl_ray.storage.step import Step
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.fusion import assign
-from upl_ray.upl.refine import Mixture, memberships
-from upl_ray.upl.sampling import sampled, sampling_rate
+from upl_ray.upl.refine import Mixture
+from upl_ray.upl.sampling import sampling_rate
 from upl_ray.upl.top_k import top_k
 
 
-def soft_selection_step(corpus: Corpus, pseudo_labels: Step, recipe: Refine) -> Step:
-    """The images of a corpus that prompts are learned on, by refined labels."""
+def soft_selection_step(corpus: Corpus, pseudo_labels: Step, recipe: Refine, corrections: Step | None = None) -> Step:
+    """The images of a corpus that prompts are learned on, by refined labels and what a person has corrected."""
     inputs = {"corpus": corpus.digest, "train_per_class": recipe.train_per_class, "of": recipe.sample_per_class}
-    return Step.of(pseudo_labels.store, "selection", version=7, inputs=inputs, needs=[pseudo_labels])
+    needs = [pseudo_labels, *([corrections] if corrections else [])]
+    return Step.of(pseudo_labels.store, "selection", version=7, inputs=inputs, needs=needs)
 
 
 def soft_view_step(selection: Step, spec: ClipSpec, recipe: Refine) -> Step:
@@ -64,9 +65,8 @@ def make_soft_views(step: Step, sample: Sample, refinement: Step, target: str, r
 
 
 def _probabilities(group: Group, mixture: Mixture, beta: float, rate: float) -> tuple[list[int], Any]:
-    rows = sampled(group.image_ids, rate)
-    features = [x[rows] for x in group.features]
-    return rows, memberships(features, group.probabilities[rows], mixture, beta).numpy()
+    rows = group.sampled(rate)
+    return rows, group.rows(rows).memberships(mixture, beta).numpy()
 
 
 def _chosen(group: Group, mixture: Mixture, beta: float, rate: float) -> pa.Table:

@@ -11,7 +11,7 @@ target's own zero-shot labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 
 from upl_ray.config.settings import Compute
 from upl_ray.corpus.shards import Corpus, Shard
+from upl_ray.pipeline.corrections import corrections_of
 from upl_ray.pipeline.pseudo_labels import Labeler, label_each, read_mixture
 from upl_ray.pipeline.refinement import find_verdict
 from upl_ray.pipeline.shardwise import map_shards, unfinished_shards
@@ -58,7 +59,14 @@ class Bench:
         return unfinished_shards([corpus], self.step) if self.referees or self.leave_out(chain) else []
 
 
-def make_verdict(chain: Chain, corpus: Corpus, bench: Bench, todo: list[Shard], compute: Compute) -> dict[str, Any]:
+def make_verdict(
+    chain: Chain,
+    corpus: Corpus,
+    bench: Bench,
+    todo: list[Shard],
+    compute: Compute,
+    corrections: Step | None = None,
+) -> dict[str, Any]:
     """Judge a variant on all images of the corpus: its `labels` (None for the target's own) and its `classifier`.
 
     Args:
@@ -67,14 +75,16 @@ def make_verdict(chain: Chain, corpus: Corpus, bench: Bench, todo: list[Shard], 
         bench: who judges.
         todo: the shards without votes.
         compute: settings of Ray Data.
+        corrections: labels of images that are not judged.
     """
+    corrected = corrections_of(corrections)
     step, leave_out = bench.step, bench.leave_out(chain)
     before = step.find_manifest()
     if before and before["corpus"] == corpus.digest and not todo:
         return {name: before[name] for name in ("labels", "classifier")}
 
     def judge(index: int) -> dict[str, Any]:
-        votes = judge_shard(todo[index], chain, bench)
+        votes = judge_shard(todo[index], chain, bench, corrected.get(todo[index].id, {}).keys())
         step.commit(todo[index].state, votes={k: {r: v.to_json() for r, v in of.items()} for k, of in votes.items()})
         return {}
 
@@ -93,8 +103,8 @@ def make_verdict(chain: Chain, corpus: Corpus, bench: Bench, todo: list[Shard], 
     return found
 
 
-def judge_shard(shard: Shard, chain: Chain, bench: Bench) -> Judged:
-    """Votes on the images of a shard of the corpus."""
+def judge_shard(shard: Shard, chain: Chain, bench: Bench, corrected: Set[str] = frozenset()) -> Judged:
+    """Votes on the images of a shard of the corpus, but for corrected ones."""
     judged: Judged = {"classifier": {}, "fused": {}}
     labelers, leave_out = bench.labelers, bench.leave_out(chain)
     names = [x.spec.name for x in labelers]
@@ -107,12 +117,16 @@ def judge_shard(shard: Shard, chain: Chain, bench: Bench) -> Judged:
         new = dict(zip(predicted["image_id"].to_pylist(), predicted["label"].to_pylist(), strict=True))
         for referee in bench.referees:
             ids, features, p = label_each(
-                shard, [referee], lambda ids: [i for i, x in enumerate(ids) if x in old and x in new]
+                shard,
+                [referee],
+                lambda ids: [i for i, x in enumerate(ids) if x in old and x in new and x not in corrected],
             )
             labels = (torch.tensor([of[i] for i in ids], dtype=torch.int64) for of in (old, new))
             judged["classifier"][referee.spec.name] = count_votes(_refined(referee, features[0], p[0]), *labels)
     if leave_out:
-        ids, features, each = label_each(shard, labelers)
+        ids, features, each = label_each(
+            shard, labelers, lambda ids: [i for i, x in enumerate(ids) if x not in corrected]
+        )
         before = torch.from_numpy(each[own]).argmax(dim=1)
         for name in leave_out:
             b = names.index(name)

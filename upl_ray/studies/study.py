@@ -109,6 +109,11 @@ def study_inputs(config: Config, cluster: RayCluster | None = None) -> Inputs:
             "scored.uri or scored.labels is empty; held-out images with labels are needed here, as in "
             "`scored: {uri: held-out, labels: folders}`."
         )
+    if config.label.correction_files:
+        raise ConfigError(
+            f"label.corrections is {config.label.corrections!r}, but a study compares what methods find by themselves; "
+            f"omit it here."
+        )
     config = config.model_copy(update={"variants": ("upl*", "upl"), "keep_features": "all"})
     inputs = prepare(config, cluster, validation=True)
     check_corpus_labels(inputs.config)

@@ -61,7 +61,13 @@ class Refined:
 
 
 def refine(
-    features: Features, probabilities: Tensor, *, beta: float = 5.0, kappa: float = 8.0, sweeps: int = 10
+    features: Features,
+    probabilities: Tensor,
+    *,
+    beta: float = 5.0,
+    kappa: float = 8.0,
+    sweeps: int = 10,
+    fixed: Tensor | None = None,
 ) -> Refined:
     """Refine fused probabilities by the features that they were made from.
 
@@ -71,6 +77,7 @@ def refine(
         beta: weight of the likelihood against the prior.
         kappa: images that the anchors of a class count for in its mean.
         sweeps: how often memberships and parameters are computed in turn.
+        fixed: [N] bool, rows of `probabilities` that are known, and stay as they are.
     """
     anchors = anchor_memberships(probabilities)
     start = statistics(features, anchors)
@@ -80,7 +87,7 @@ def refine(
     total = start
     for _ in range(sweeps):
         mixture = update(total, anchor_means, shares, kappa)
-        z = memberships(features, probabilities, mixture, beta)
+        z = memberships(features, probabilities, mixture, beta, fixed)
         total = statistics(features, z)
         shares = class_shares(total)
     return Refined(z, shares, mixture)
@@ -159,8 +166,12 @@ def floored(shares: Tensor) -> Tensor:
     return shares.clamp(min=min(MIN_SHARE, 0.1 / len(shares)))
 
 
-def memberships(features: Features, probabilities: Tensor, mixture: Mixture, beta: float) -> Tensor:
+def memberships(
+    features: Features, probabilities: Tensor, mixture: Mixture, beta: float, fixed: Tensor | None = None
+) -> Tensor:
     """Refined probabilities of images [N, C] float32, from features B x [N, D_b] and fused probabilities [N, C].
+
+    Rows that are `fixed` [N] stay as they are.
 
     The squares of the features are the same for all classes, so that what is left is one linear layer a labeler.
     """
@@ -175,7 +186,7 @@ def memberships(features: Features, probabilities: Tensor, mixture: Mixture, bet
         for x, weight in zip(features, weights, strict=True):
             logits += x[rows].float() @ weight.T
         z[rows] = logits.softmax(dim=1)
-    return z
+    return z if fixed is None else torch.where(fixed[:, None], probabilities.float(), z)
 
 
 def _slices(n: int) -> Iterator[slice]:

@@ -7,6 +7,7 @@ Shapes: C classes, K images a class.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -33,6 +34,24 @@ def top_k(parts: Iterable[pa.Table], k: int) -> pa.Table:
         rows = rows if kept is None else pa.concat_tables([kept.select(columns), rows])
         kept = _ranked(rows.group_by(columns).aggregate([]), k)
     return schema.SELECTION.empty_table() if kept is None else kept
+
+
+def with_pinned(selection: pa.Table, pinned: pa.Table, k: int) -> pa.Table:
+    """The top-K of each class where some images are pinned: these come first, whatever K is, and others fill it up.
+
+    Args:
+        selection: the top-K of all other images.
+        pinned: columns of `schema.SELECTION` but for `rank`.
+        k: images of a class.
+    """
+    columns = ["image_id", "pseudo_label", "confidence", "shard"]
+    first = _ranked(pinned.select(columns), len(pinned))
+    taken = Counter(first["pseudo_label"].to_pylist())
+    before = np.array([taken[c] for c in selection["pseudo_label"].to_pylist()], np.int32)
+    rank = selection["rank"].to_numpy() + before
+    rest = selection.set_column(selection.schema.get_field_index("rank"), "rank", pa.array(rank, pa.int32()))
+    both = pa.concat_tables([first, rest.filter(pa.array(rank < k)).cast(schema.SELECTION)])
+    return both.sort_by([("pseudo_label", "ascending"), ("rank", "ascending")])
 
 
 def above_threshold(parts: Iterable[pa.Table], threshold: float) -> pa.Table:

@@ -1,0 +1,96 @@
+"""Corrections: three forms of one file; every mistake in it is refused with its row before work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from corpora import contents, listed, write_files
+
+from upl_ray.corpus.shards import Corpus
+from upl_ray.errors import ConfigError
+from upl_ray.pipeline.corrections import NONE, corrections_of, find_corrections, read_corrections
+from upl_ray.storage.store import Store
+
+NAMES = ("cat", "guinea pig", "dog")
+
+
+def read(tmp_path: Path, text: str | bytes, name: str = "c.csv") -> dict[str, int]:
+    (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return {i: label for i, (label, _) in read_corrections([str(tmp_path / name)], NAMES).items()}
+
+
+def test_every_form_gives_the_same_labels(tmp_path: Path) -> None:
+    expected = {"a/1.jpg": 0, "a, b.jpg": 1, "x.tar!2.png": NONE, "4": 2}
+    text = 'image_id,label,mark\r\na/1.jpg,cat,right\r\n"a, b.jpg",guinea_pig,\r\nx.tar!2.png,,\r\n4,2,\r\n'
+    assert read(tmp_path, text) == expected
+    assert read(tmp_path, b'\xef\xbb\xbflabel,image_id\ncat,a/1.jpg\n1,"a, b.jpg"\n,x.tar!2.png\ndog,4\n') == expected
+    lines = ['{"image_id": "a/1.jpg", "label": "cat"}', '{"image_id": "a, b.jpg", "label": 1}']
+    lines += ['{"image_id": "x.tar!2.png", "label": null}', '{"image_id": 4, "label": "dog"}']
+    assert read(tmp_path, "\n".join(lines), "c.jsonl") == expected
+    table = {"image_id": list(expected), "label": ["cat", "guinea pig", None, "dog"]}
+    pq.write_table(pa.table(table), tmp_path / "c.parquet")
+    assert read(tmp_path, (tmp_path / "c.parquet").read_bytes(), "c.parquet") == expected
+    assert read(tmp_path, "image_id,label\n") == {}
+
+
+def test_several_files_are_one_and_may_repeat_each_other(tmp_path: Path) -> None:
+    for name, text in {"a.csv": "1,cat\n2,dog\n", "b.csv": "2,dog\n3,\n"}.items():
+        (tmp_path / name).write_text(f"image_id,label\n{text}")
+    found = read_corrections([str(tmp_path / "a.csv"), str(tmp_path / "b.csv")], NAMES)
+    assert {i: label for i, (label, _) in found.items()} == {"1": 0, "2": 2, "3": NONE}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image_id,label\n1,cat\n2,cow\n", r"row 2 of '.*c\.csv' names the class 'cow', which is not among the 3"),
+        ("image_id,label\n1,3\n", "row 1 of .* names the class '3'"),
+        ("image_id,label\n1,cat\n2,\n1,dog\n", "row 3 of .* gives '1' another label than row 1 of .*; keep one"),
+        ("image_id,label\n1,cat\n1,\n", "row 2 of .* gives '1' another label"),
+        ("image_id,label\n,cat\n", "row 1 of .* names no image"),
+        ("image_id;label\n1;cat\n", "has no column 'image_id' among 'image_id;label'; it needs image_id and label"),
+        ("image_id\n1\n", "has no column 'label' among 'image_id'"),
+        (b"image_id,label\n\xff,cat\n", r"'.*c\.csv' cannot be read \(.*utf-8"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_row(tmp_path: Path, text: str | bytes, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"^label.corrections: .*{words}") as refused:
+        read(tmp_path, text)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["no.csv", "no.parquet", ""])
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^label\.corrections: .* cannot be read"):
+        read_corrections([str(tmp_path / name)], NAMES)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    write_files(tmp_path / "in", contents(20))
+    return listed(tmp_path, tmp_path / "in")
+
+
+def test_corrections_are_found_in_their_shards_once(tmp_path: Path, corpus: Corpus) -> None:
+    ids = [i for s in corpus.shards for i in corpus.listing(s)["image_id"].to_pylist()]
+    labels = {ids[0]: (2, "row 1"), ids[7]: (NONE, "row 2"), ids[8]: (0, "row 3")}
+    step = find_corrections(Store(str(tmp_path / "run")), corpus, labels)
+    first, second = corpus.shards[0].id, corpus.shards[1].id
+    assert corrections_of(step) == {first: {ids[0]: 2}, second: {ids[7]: NONE, ids[8]: 0}}
+    assert find_corrections(corpus.step.store, corpus, {}) is None
+    assert corrections_of(None) == {}
+    again = find_corrections(corpus.step.store, corpus, dict(reversed(labels.items())))
+    other = find_corrections(corpus.step.store, corpus, {**labels, ids[0]: (1, "row 1")})
+    assert again == step != other
+
+
+def test_an_image_that_is_not_in_the_corpus_is_refused(tmp_path: Path, corpus: Corpus) -> None:
+    with pytest.raises(ConfigError, match=r"^label.corrections: row 1 of x names 'no\.jpg', which is no image of the"):
+        find_corrections(corpus.step.store, corpus, {"no.jpg": (0, "row 1 of x")})
+    gone = corpus.listing(corpus.shards[0])["image_id"][0].as_py()
+    (tmp_path / "in" / gone).unlink()
+    with pytest.raises(ConfigError, match="which is no image of the corpus"):
+        find_corrections(corpus.step.store, listed(tmp_path, tmp_path / "in"), {gone: (0, "row 1")})
