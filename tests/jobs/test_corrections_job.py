@@ -132,11 +132,15 @@ def test_corrected_images_are_never_scored(
         assert new["predictions"]["scored"]["labeled"] == old["predictions"]["scored"]["labeled"]
         chosen = selection(after, variant)
         assert new["selection"]["labeled"] == len(chosen.keys() - corrected.keys())
-        verdicts = [
-            s["verdict"][variant]["labels"]["referees"] if s["verdict"][variant]["labels"] else {}
-            for s in (before, after)
-        ]
-        assert verdicts[0].keys() == verdicts[1].keys()
+
+
+def test_corrected_images_never_vote(before: dict[str, Any], after: dict[str, Any], corrected: dict[str, int]) -> None:
+    store = Store(after["storage"])
+    images = set()
+    for folder in folders(after["storage"], "verdict"):
+        commits = [store.read_json(f"{folder}/commits/{name}")["votes"] for name in store.names(f"{folder}/commits")]
+        images |= {sum(c["fused"][r]["images"] for c in commits) for r in (commits[0]["fused"] if commits else ())}
+    assert images == {160, 160 - len(corrected)}
 
 
 def test_a_second_run_has_nothing_to_do(after: dict[str, Any]) -> None:
