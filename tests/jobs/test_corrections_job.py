@@ -11,8 +11,8 @@ import torch
 from worlds import committed_rows, digit_world, folders, job_config
 
 from upl_ray.config.settings import Config
+from upl_ray.corpus.corrections import NONE
 from upl_ray.demo.digits import CLASSNAMES
-from upl_ray.pipeline.corrections import NONE
 from upl_ray.pipeline.inputs import prepare
 from upl_ray.pipeline.main import run
 from upl_ray.pipeline.plan import plan_run

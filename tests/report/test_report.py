@@ -32,7 +32,7 @@ def test_names_from_data_are_text_and_nothing_else(nasty: Store) -> None:
     assert tags.count("script") == 2  # the page's own, and its data
     assert not any(a.startswith("on") for _, attributes in seen.elements for a in attributes)
     assert all(a.get("src", "").startswith("data:image/webp;base64,") for t, a in seen.elements if t == "img")
-    data = json.loads(next(t for t in seen.text if t.startswith('{"images"')))
+    data = json.loads(next(t for t in seen.text if t.startswith('{"corpus"')))
     assert data["names"][0] == NASTY[0]
 
 

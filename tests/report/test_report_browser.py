@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import os
 from pathlib import Path
 
 import pytest
-from chromium import LOOKS, filter_to_one_class, look_around, needs_chromium, opened, shown
+from chromium import CARD, CONTRAST, LOOKS, filter_to_one_class, look_around, needs_chromium, opened, shown
+from PIL import Image
+from playwright.sync_api import Page
+from report_pages import NASTY
 
 from benchmarks.report import write_images as write_photographs
 from benchmarks.synthetic_run import SyntheticRun
@@ -13,6 +19,7 @@ from upl_ray.report.page import PAGE, write_report
 from upl_ray.storage.store import Store
 
 pytestmark = needs_chromium
+DATA = "JSON.parse(document.getElementById('data').textContent)"
 
 
 @pytest.fixture
@@ -46,13 +53,102 @@ def test_the_keyboard_reaches_everything_in_order(report: Path) -> None:
             reached.append(page.evaluate("document.activeElement.textContent.trim() || document.activeElement.id"))
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", reached[-1]
         assert reached[0] == "Skip to the content"
-        assert reached[1:4] == ["Verdict", "Pseudo-labels", "Observations"]
+        assert reached[1:4] == ["Verdict", "Correct", "Pseudo-labels"]
 
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_it_can_be_read_in_every_light_and_width(report: Path, tmp_path: Path, look: str) -> None:
     with opened(report, look) as page:
         look_around(page, tmp_path, look)
+
+
+def corrections_of(page: Page, folder: Path) -> list[list[str]]:
+    """The rows of the file that the page offers, in the order of ids."""
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == "corrections.csv"
+    download.value.save_as(folder / "corrections.csv")
+    with (folder / "corrections.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image_id", "label", "mark"]
+    return sorted(rows)
+
+
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+@pytest.mark.parametrize("look", ["light", "narrow"])
+def test_labels_are_corrected_by_keyboard_alone_and_kept(report: Path, tmp_path: Path, look: str) -> None:
+    with opened(report, look) as page:
+        first = NASTY[0]
+        page.fill("#search", first)
+        page.locator(f"{CARD} .check").first.focus()
+        press(page, "Enter")
+        assert page.text_content("#review-label") == first
+        shown_id = page.text_content("#review-id")
+        ids = [
+            row[0]
+            for row in page.evaluate("JSON.parse(document.getElementById('data').textContent)")["images"]["upl-star"][
+                "0"
+            ]
+        ]
+        assert shown_id == ids[0]
+        press(page, "r", "w", "n", "c")
+        page.keyboard.type("more")  # a part of another class' name
+        press(page, "Enter")
+        assert (
+            page.text_content("#corrected")
+            == "4 corrections: 1 right, 1 wrong, 1 none of the classes, 1 another class."
+        )
+        expected = [[ids[0], first, "right"], [ids[1], "", "wrong"], [ids[2], "", "none"], [ids[3], NASTY[1], "other"]]
+        assert corrections_of(page, tmp_path) == sorted(expected)
+        page.locator(f"{CARD} .check").first.focus()
+        press(page, "Enter", "ArrowRight", "ArrowRight", "ArrowLeft", "r")  # the second one again: right after all
+        assert corrections_of(page, tmp_path) == sorted([*expected[:1], [ids[1], first, "right"], *expected[2:]])
+        page.locator(f"{CARD} .check").first.focus()
+        press(page, "Enter", "u", "u", "Escape")
+        assert page.evaluate("document.activeElement.className") == "check"
+        assert not page.locator("#review").is_visible()
+        assert corrections_of(page, tmp_path) == sorted(expected[:3])
+        page.reload()
+        assert corrections_of(page, tmp_path) == sorted(expected[:3])
+        assert page.locator(f"{CARD} .marks text").count() >= 3
+        page.locator("#bar").screenshot()
+
+
+def test_a_click_on_a_thumbnail_asks_about_that_image(report: Path) -> None:
+    with opened(report, "narrow") as page:
+        box = page.locator(".looks .strip").bounding_box()
+        rows = page.evaluate(DATA)["doubtful"]
+        assert box
+        assert len(rows) > 9
+        page.locator(".looks .strip img").click(position={"x": box["width"] * 1.5 / 8, "y": box["height"] - 3})
+        lowest = 8 * ((len(rows) - 1) // 8) + 1
+        assert page.text_content("#review-place") == f"{lowest + 1} of {len(rows)}"
+        assert page.text_content("#review-id") == rows[lowest][0]
+        page.click("[data-answer=none]")
+        assert page.text_content("#corrected") == "1 correction: 1 none of the classes."
+        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_panel_can_be_read_and_fits(report: Path, look: str) -> None:
+    with opened(report, look) as page:
+        page.locator(".looks .check").click()
+        ratio, where = page.evaluate(CONTRAST)
+        assert ratio >= 4.5, where
+        size, window = page.locator("#review").bounding_box(), page.viewport_size
+        assert size
+        assert window
+        assert 0 <= size["x"] <= window["width"] - size["width"]
+        assert 0 <= size["y"] <= window["height"] - size["height"] + 1
+        zoom = page.locator("#zoom")
+        folder = Path(os.environ.get("UPL_SCREENSHOTS", report.parent))
+        page.screenshot(path=folder / f"{look}-review.png")
+        with Image.open(io.BytesIO(zoom.screenshot())) as picture:
+            assert picture.convert("L").entropy() > 3  # it shows an image
 
 
 @pytest.mark.parametrize(

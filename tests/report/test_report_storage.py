@@ -52,7 +52,7 @@ def test_cards_of_an_unlabeled_corpus_promise_no_true_classes_though_held_out_im
     assert "of 18 held-out images right" in text
     assert "calibration error" in text
     assert not re.search(r"\d+ of \d+ right|dashed frame|most wrong labels", text)
-    assert json.loads(next(t for t in Seen(page_of(store)).text if t.startswith('{"images"')))["labeled"] is False
+    assert json.loads(next(t for t in Seen(page_of(store)).text if t.startswith('{"corpus"')))["labeled"] is False
 
 
 def test_missing_images_leave_a_place_and_a_reason(tmp_path: Path, make_run: MakeRun) -> None:

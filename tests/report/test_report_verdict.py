@@ -157,7 +157,7 @@ def test_refined_labels_come_from_a_sample_and_from_no_top_k(refined: Store) -> 
 def test_thumbnails_of_a_sample_are_not_its_most_confident_images(refined: Store) -> None:
     rows = [r for r in table_of(refined, "selected-refined") if r["classname"] == "a"]
     assert [r["confidence"] for r in rows] == sorted((r["confidence"] for r in rows), reverse=True)
-    data = json.loads(next(t for t in Seen(page_of(refined)).text if t.startswith('{"images"')))
+    data = json.loads(next(t for t in Seen(page_of(refined)).text if t.startswith('{"corpus"')))
     confidences = [confidence for _, confidence, *_ in data["images"]["refined"]["0"]]
     assert len(confidences) == 16 < len(rows)
     assert min(confidences) < rows[15]["confidence"]

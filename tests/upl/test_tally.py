@@ -117,6 +117,14 @@ def test_changes_examples_and_votes_equal_naive_loops() -> None:
     assert found["moves"] == sorted((m for m in moved if m[2]), key=lambda m: -m[2])
     best = sorted(changed, key=lambda i: (-rows.label_confidence[i], rows.image_ids[i]))[: len(found["examples"])]
     assert [e["image_id"] for e in found["examples"]] == [rows.image_ids[i] for i in best]
+    support = [
+        (sum(rows.own[i] == rows.fused[i]) / 3 + sum(rows.members[i] == rows.fused[i]) / 5) / 2 for i in range(400)
+    ]
+    doubtful = sorted(range(400), key=lambda i: (support[i], rows.confidence[i], rows.image_ids[i]))[:48]
+    assert [e["image_id"] for e in found["doubtful"]] == [rows.image_ids[i] for i in doubtful]
+    assert [e["members_agree"] for e in found["doubtful"]] == [
+        pytest.approx(sum(rows.members[i] == rows.fused[i]) / 5) for i in doubtful
+    ]
     known = np.flatnonzero(rows.true >= 0)
     assert (found["votes"]["images"], len(found["votes"]["right"])) == (len(known), ORDERS)
     order = np.random.default_rng(ORDERS - 1).permutation(5)

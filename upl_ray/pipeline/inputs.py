@@ -14,12 +14,12 @@ from upl_ray.cluster.preflight import preflight
 from upl_ray.config.classnames import check_classnames
 from upl_ray.config.settings import Compute, Config, Section, Source, Train
 from upl_ray.corpus.archive_index import Spread
+from upl_ray.corpus.corrections import find_corrections, read_corrections
 from upl_ray.corpus.datasets import open_dataset
 from upl_ray.corpus.overlap import ImageSet, check_apart
 from upl_ray.corpus.shards import Corpus, list_corpus
 from upl_ray.corpus.true_labels import check_labels, folder_names
 from upl_ray.errors import ConfigError, first_line, quoted
-from upl_ray.pipeline.corrections import find_corrections, read_corrections
 from upl_ray.pipeline.shardwise import map_items
 from upl_ray.storage.step import Step
 from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_ahead, read_text

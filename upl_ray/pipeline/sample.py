@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from upl_ray.config.settings import Compute
+from upl_ray.corpus.corrections import NONE, ByShard, corrections_of
 from upl_ray.corpus.shards import Corpus, Shard
-from upl_ray.pipeline.corrections import NONE, ByShard, corrections_of
 from upl_ray.pipeline.pseudo_labels import Labeler, label_each
 from upl_ray.progress import Progress
 from upl_ray.storage.step import Step

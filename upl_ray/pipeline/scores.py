@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 
 from upl_ray.config.settings import Compute
+from upl_ray.corpus.corrections import corrections_of
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.corpus.true_labels import true_labels_of
 from upl_ray.errors import JobError
-from upl_ray.pipeline.corrections import corrections_of
 from upl_ray.pipeline.selection import read_selection
 from upl_ray.pipeline.shardwise import map_shards
 from upl_ray.storage import schema
@@ -64,7 +64,7 @@ def labeled_sources(inputs: Inputs) -> Sources:
 def scores_step(predictions: Step, sources: Sources) -> Step:
     """The scores of one variant; they change with the true labels."""
     about = {part: [corpus.labels_digest, rule] for part, (corpus, rule) in sources.items()}
-    return Step.of(predictions.store, "scores", version=5, inputs={"sources": about}, needs=[predictions])
+    return Step.of(predictions.store, "scores", version=6, inputs={"sources": about}, needs=[predictions])
 
 
 def make_scores(task: ScoreTask, compute: Compute) -> None:
@@ -103,7 +103,8 @@ def tally_of(
     true = dict(zip(ids, true_labels_of(corpus, shard, ids, rule, task.classnames).tolist(), strict=True))
     true |= dict.fromkeys(unscored & true.keys(), metrics.UNLABELED)
     rows = join(pseudo, predicted, true)
-    tally = tally_shard(predicted, rows, true, task.models, shard.id, shard.rows - len(shard.removed))
+    listed = shard.rows - len(shard.removed)
+    tally = tally_shard(predicted, rows, true, task.models, shard.id, listed, unscored)
     return tally, _details(rows, chosen) if part == "corpus" else {}
 
 

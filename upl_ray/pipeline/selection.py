@@ -19,8 +19,8 @@ import ray
 
 from upl_ray.cluster.actors import configure_data
 from upl_ray.config.settings import Compute
+from upl_ray.corpus.corrections import NONE, ByShard, corrections_of
 from upl_ray.corpus.shards import Corpus, Shard
-from upl_ray.pipeline.corrections import NONE, ByShard, corrections_of
 from upl_ray.storage import schema
 from upl_ray.storage.step import Step
 from upl_ray.storage.store import read_ahead

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 
 from upl_ray.config.settings import Compute
+from upl_ray.corpus.corrections import corrections_of
 from upl_ray.corpus.shards import Corpus, Shard
-from upl_ray.pipeline.corrections import corrections_of
 from upl_ray.pipeline.pseudo_labels import Labeler, label_each, read_mixture
 from upl_ray.pipeline.refinement import find_verdict
 from upl_ray.pipeline.shardwise import map_shards, unfinished_shards

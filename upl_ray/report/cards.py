@@ -19,12 +19,13 @@ from upl_ray.report.thumbnails import COLUMNS, Sprite, Wanted, limited, load_spr
 # Bytes of a page, measured on 2,000 cards; it stays below 10 MB, which mail programs and browsers accept.
 PAGE_BYTES = 9_500_000
 OTHER_BYTES = 1_000_000  # figures, tables, style
-CARD_BYTES, NAMES_OF_CARD = 800, 4  # markup of a card, and how often it repeats the name of its class
+CARD_BYTES, NAMES_OF_CARD = 900, 5  # markup of a card, and how often it repeats the name of its class
 ROW_BYTES = 90  # numbers and frame of an image, without its id
 TILE_BYTES = 160  # of the smallest thumbnail
 MOST_SPRITE_BYTES = 4_500_000
 MAX_CARDS = 4_000
 
+DOUBTFUL = "doubtful"  # sprite of the images to look at first, by the exported variant
 SAMPLED_TILES = 16  # of a class, where the selection is a sample of any size
 
 RowsOfClass = dict[int, list[dict[str, Any]]]  # class -> its selected images by rank
@@ -93,7 +94,7 @@ def _by_chance(row: dict[str, Any]) -> int:
 
 
 def make_cards(found: list[Findings], names: tuple[str, ...], corpus: Corpus) -> tuple[list[Card], dict[str, Sprite]]:
-    """Cards of every variant and class, and the sprites of changed images by variant.
+    """Cards of every variant and class, and the sprites of other images: `<slug> changed`, and `DOUBTFUL`.
 
     Cards that need a look come first: starved classes, then those of least agreement. A page shows MAX_CARDS; the
     others are in the tables only.
@@ -104,13 +105,15 @@ def make_cards(found: list[Findings], names: tuple[str, ...], corpus: Corpus) ->
     bare.sort(key=lambda card: (order[card.variant], card.few, card.agreement, card.label))
     fair = sorted(bare, key=lambda card: (card.few, card.agreement))[:MAX_CARDS]
     wanted: Wanted = {f"{f.slug} changed": _places(f.corpus["examples"]) for f in found}
+    wanted |= {DOUBTFUL: _places(found[0].corpus["doubtful"])}
     wanted |= {f"{c.variant} {c.label}": _places(tiles[c.variant].get(c.label, [])) for c in fair}
     wanted, budget = _fitted({key: places for key, places in wanted.items() if places}, fair, names)
     sprites = load_sprites(corpus, wanted, budget)
     shown = {(c.variant, c.label) for c in fair}
     bare = [replace(c, shown=(c.variant, c.label) in shown) for c in bare]
     cards = [_with_sprite(c, tiles[c.variant].get(c.label, []), sprites.get(f"{c.variant} {c.label}")) for c in bare]
-    return cards, {f.slug: sprites[f"{f.slug} changed"] for f in found if f"{f.slug} changed" in sprites}
+    others = {DOUBTFUL, *(f"{f.slug} changed" for f in found)}
+    return cards, {key: sprites[key] for key in sorted(others & sprites.keys())}
 
 
 def _fitted(wanted: Wanted, cards: list[Card], names: tuple[str, ...]) -> tuple[Wanted, int]:
@@ -172,6 +175,13 @@ def image_rows(found: list[Findings], cards: list[Card]) -> dict[str, dict[int, 
             shown = of_class[card.variant][card.label][: card.sprite.tiles]
             rows[card.variant][card.label] = [_image_row(r, card.labelers_agree is not None) for r in shown]
     return rows
+
+
+def doubtful_rows(exported: Findings, sprite: Sprite | None) -> list[list[Any]]:
+    """The same, and behind it the pseudo-label, of the images to look at first."""
+    several = len(exported.variant.labelers) > 1
+    shown = exported.corpus["doubtful"][: sprite.tiles if sprite else 0]
+    return [[*_image_row(r, several), r["pseudo_label"]] for r in shown]
 
 
 def _image_row(r: dict[str, Any], several: bool) -> list[Any]:

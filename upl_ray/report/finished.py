@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from upl_ray.corpus.corrections import corrections_of
 from upl_ray.corpus.shards import Corpus, Shard, read_snapshot
 from upl_ray.errors import ConfigError, Damaged, JobError
 from upl_ray.storage.chain import Chain, open_chain
@@ -101,6 +102,13 @@ class FinishedRun:
         """The corpus, and the held-out images if there are any, as they were in the run: `corpus`, `scored`."""
         folders: dict[str, str] = self.summary["folders"]["corpora"]
         return {part: read_snapshot(open_step(self.store, folder)) for part, folder in folders.items()}
+
+    @cached_property
+    def corrections(self) -> dict[str, int]:
+        """Image id -> class, or NONE, of the images that a person had corrected before the run."""
+        folder = self.summary["folders"].get("corrections")
+        by_shard = corrections_of(open_step(self.store, folder) if folder else None)
+        return {image_id: label for of in by_shard.values() for image_id, label in of.items()}
 
     @property
     def rejected(self) -> Step:

@@ -22,10 +22,11 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from upl_ray.corpus.corrections import NONE
 from upl_ray.corpus.shards import REJECTED
 from upl_ray.errors import Damaged
 from upl_ray.progress import duration
-from upl_ray.report.cards import Card, data_address, frames, image_rows, make_cards
+from upl_ray.report.cards import DOUBTFUL, Card, data_address, doubtful_rows, frames, image_rows, make_cards
 from upl_ray.report.exhibits import Exhibit, all_exhibits
 from upl_ray.report.export import LABELS_LIMIT, all_tables, export_labels, rejected_rows, write_events, write_table
 from upl_ray.report.figures import figure_style, to_png, to_svg
@@ -48,7 +49,7 @@ from upl_ray.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-VERSION = 6  # raise when the same run gives another report
+VERSION = 7  # raise when the same run gives another report
 FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -84,13 +85,13 @@ def write_report(store: Store, again: bool = False, every_label: bool = False) -
         return store.join(PAGE)
     store.write_json(f"{FOLDER}/manifest.json", {"fingerprint": ""})  # a page that is half written is nobody's
     found = gather(run)
-    cards, changed = make_cards(found, run.classnames, run.corpora["corpus"])
+    cards, sprites = make_cards(found, run.classnames, run.corpora["corpus"])
     shown = _write_exhibits(run, found)
     for name, header, rows in all_tables(run, found, cards):
         write_table(store, FOLDER, name, header, rows)
     labels = export_labels(run, f"{FOLDER}/labels") if every_label or run.summary["images"] <= LABELS_LIMIT else []
     write_events(run, f"{FOLDER}/tensorboard", found)
-    html = render("report.html.j2", **_context(run, found, cards, changed, shown), labels=labels).encode()
+    html = render("report.html.j2", **_context(run, found, cards, sprites, shown), labels=labels).encode()
     store.write(PAGE, html)
     store.write_json(f"{FOLDER}/manifest.json", {"fingerprint": digest, "bytes": len(html), "figures": len(shown)})
     took = duration(time.monotonic() - started)
@@ -143,7 +144,7 @@ def write_exhibit(store: Store, folder: str, exhibit: Exhibit) -> dict[str, Any]
 
 
 def _context(
-    run: FinishedRun, found: list[Findings], cards: list[Card], changed: dict[str, Sprite], shown: list[dict[str, Any]]
+    run: FinishedRun, found: list[Findings], cards: list[Card], sprites: dict[str, Sprite], shown: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The values that the template shows."""
     rejected, judged, top_k = rejected_rows(run), judgements(run), int(run.config["label"]["top_k"])
@@ -159,20 +160,45 @@ def _context(
         "key_numbers": key_numbers(run, found),
         "cards": [c for c in cards if c.shown],
         "hidden": sum(not c.shown for c in cards),
-        "changed": changed,
+        "sprites": sprites,
+        "doubtful": sprites.get(DOUBTFUL),
+        "corrections": _corrections(run),
         "exhibits": shown,
         "steps": _step_rows(run),
         "provenance": _provenance(run),
         "rejected": rejected[:REJECTED_ROWS],
         "n_rejected": len(rejected),
         "rejected_file": run.rejected.path(REJECTED),
-        "images": image_rows(found, cards),
+        "data": _data(run, found, cards, sprites),
         "judged": found[0].judged_part is not None,
         "labeled": found[0].corpus["labeled"] > 0,  # the corpus itself, which the cards are about
         "top_k": top_k,
         "titles": in_words([f.title for f in found]),
         "selections": describe_selections(found, top_k),
     }
+
+
+def _data(run: FinishedRun, found: list[Findings], cards: list[Card], sprites: dict[str, Sprite]) -> dict[str, Any]:
+    """The values that the page's script works on."""
+    images, doubtful = image_rows(found, cards), doubtful_rows(found[0], sprites.get(DOUBTFUL))
+    shown = {row[0] for of in images.values() for rows in of.values() for row in rows}
+    return {
+        "names": run.classnames,
+        "images": images,
+        "doubtful": doubtful,
+        "labeled": found[0].corpus["labeled"] > 0,
+        "corpus": run.addresses,  # corrections of earlier nights are those of the same images
+        "corrected": {i: label for i, label in run.corrections.items() if i in shown},
+    }
+
+
+def _corrections(run: FinishedRun) -> str:
+    """How many images a person had corrected before the run; empty if none."""
+    labels = list(run.corrections.values())
+    if not labels:
+        return ""
+    none = f", {labels.count(NONE):,} of them to none of the classes" if NONE in labels else ""
+    return f"Before this run {len(labels):,} image{'s' if len(labels) > 1 else ''} had been corrected by hand{none}."
 
 
 def _judgement_table(judged: list[Judgement]) -> tuple[list[str], list[list[Any]]]:
@@ -234,7 +260,10 @@ def render(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"share": share, "cell": cell, "data_address": data_address, "frames": frames}
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    style, *scripts = (
+        (TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "script.js", "review.js")
+    )
+    script = "".join(scripts)
     policy = (
         f"default-src 'none'; img-src data:; style-src-elem '{_hash(style)}'; style-src-attr 'unsafe-inline'; "
         f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ THRESHOLD = 0.9  # confidence threshold of FixMatch-like methods, which top-K is
 DENSE_CLASSES = 2000  # up to which changes are counted by pairs of classes: 4 million pairs
 PAIRS = 200  # most frequent changes that are kept
 EXAMPLES = 48  # most confident images whose label has changed
+DOUBTFUL = 48  # images that a person should look at first
 VOTE_IMAGES = 20_000  # images on which votes of few members are counted; of more, a sample of about as many
 VOTERS = 21_500  # candidates that are kept for this sample; its size deviates by 141 images
 ORDERS = 8  # random orders in which members are added
@@ -108,7 +109,7 @@ def total(tallies: Iterable[Tally]) -> Tally:
 
 
 # Lists of images, of which the first in the order of their rows are kept: how many.
-_BEST = {"examples": EXAMPLES, "voters": VOTERS}
+_BEST = {"examples": EXAMPLES, "doubtful": DOUBTFUL, "voters": VOTERS}
 
 
 def _add(sums: Sums, more: Mapping[str, Any]) -> None:
@@ -197,7 +198,13 @@ def _lists(table: pa.Table, column: str) -> Any:
 
 
 def tally_shard(
-    predicted: pa.Table, rows: Rows, true: Mapping[str, int], models: Models, shard: str, listed: int
+    predicted: pa.Table,
+    rows: Rows,
+    true: Mapping[str, int],
+    models: Models,
+    shard: str,
+    listed: int,
+    corrected: Set[str] = frozenset(),
 ) -> Tally:
     """Both parts of one shard, some of whose predictions may have no pseudo-label: another labeler could not read them.
 
@@ -208,9 +215,10 @@ def tally_shard(
         models: the models whose labels these are.
         shard: its id, for the examples.
         listed: its images.
+        corrected: those that a person has labeled, of which there is no doubt.
     """
     tally = tally_predictions(predicted, listed)
-    tally.joined = {"judged": _judged(predicted, true, models.n_members), **tally_rows(rows, models, shard)}
+    tally.joined = {"judged": _judged(predicted, true, models.n_members), **tally_rows(rows, models, shard, corrected)}
     return tally
 
 
@@ -229,8 +237,8 @@ def _judged(predicted: pa.Table, true: Mapping[str, int], n_members: int) -> Sum
     return {"labeled": len(known), "right": right, "right_even": int((even == labels[known]).sum())}
 
 
-def tally_rows(rows: Rows, models: Models, shard: str) -> Sums:
-    """The sums of joined rows."""
+def tally_rows(rows: Rows, models: Models, shard: str, corrected: Set[str] = frozenset()) -> Sums:
+    """The sums of joined rows; see `tally_shard`."""
     if not rows.image_ids:
         rows = _no_rows(models)
     known = rows.true != metrics.UNLABELED
@@ -243,6 +251,7 @@ def tally_rows(rows: Rows, models: Models, shard: str) -> Sums:
         **_threshold(rows, known, models),
         **_agreement(rows, known, models),
         **_change(rows, known, models, shard),
+        "doubtful": _doubtful(rows, shard, corrected),
         "voters": _voters(rows, known),
     }
 
@@ -356,6 +365,36 @@ def _change(rows: Rows, known: npt.NDArray[np.bool_], models: Models, shard: str
 EXAMPLE = ("image_id", "shard", "before", "before_confidence", "after", "true")  # of a row of `examples`, after its key
 
 
+DOUBT = ("confidence", "image_id", "shard", "pseudo_label", "labelers_agree", "members_agree", "true_label")
+
+
+def _doubtful(rows: Rows, shard: str, corrected: Set[str]) -> list[list[Any]]:
+    """Images whose pseudo-label labelers and members support least: [mean support, values of `DOUBT`].
+
+    The support is the mean of two shares, that of labelers and that of members that say the pseudo-label by themselves.
+    Refined labels that no labeler gave come early, too. An image that everyone agrees on is none.
+    """
+    labelers, members = ((x == rows.fused[:, None]).mean(axis=1) for x in (rows.own, rows.members))
+    support = (labelers + members) / 2
+    rest = np.array([s < 1 and i not in corrected for s, i in zip(support, rows.image_ids, strict=True)], np.bool_)
+    candidates = np.flatnonzero(rest)
+    ids = np.array([rows.image_ids[i] for i in candidates], dtype=str)
+    best = candidates[np.lexsort((ids, rows.confidence[candidates], support[candidates]))][:DOUBTFUL]
+    return [
+        [
+            float(support[i]),
+            float(rows.confidence[i]),
+            rows.image_ids[i],
+            shard,
+            int(rows.fused[i]),
+            float(labelers[i]),
+            float(members[i]),
+            int(rows.true[i]),
+        ]
+        for i in best.tolist()
+    ]
+
+
 # Votes of few members.
 
 
@@ -411,6 +450,10 @@ def numbers(tally: Tally, models: Models) -> dict[str, Any]:
         "confusion": [[*divmod(int(pair), c), n] for pair, n in sorted(sums["confusion"].items(), key=_index)],
         "moves": _most_moved(sums["moves"], c) if c <= DENSE_CLASSES else None,
         "examples": [dict(zip(EXAMPLE, e[1:], strict=True)) | {"after_confidence": -e[0]} for e in sums["examples"]],
+        "doubtful": [
+            dict(zip(DOUBT, e[1:], strict=True)) | ({"true_label": None} if e[-1] == metrics.UNLABELED else {})
+            for e in sums["doubtful"]
+        ],
         "votes": _votes(sums["voters"], labeled or tally.listed, labeled > 0, models),
     }
 

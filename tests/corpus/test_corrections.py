@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import contents, listed, write_files
 
+from upl_ray.corpus.corrections import NONE, corrections_of, find_corrections, read_corrections
 from upl_ray.corpus.shards import Corpus
 from upl_ray.errors import ConfigError
-from upl_ray.pipeline.corrections import NONE, corrections_of, find_corrections, read_corrections
 from upl_ray.storage.store import Store
 
 NAMES = ("cat", "guinea pig", "dog")
