@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chromium import needs_chromium, opened
 from worlds import committed_rows, digit_world, folders, job_config
 
 from upl_ray.config.settings import Config
@@ -145,3 +146,32 @@ def test_corrected_images_never_vote(before: dict[str, Any], after: dict[str, An
 
 def test_a_second_run_has_nothing_to_do(after: dict[str, Any]) -> None:
     assert run(Config.model_validate(after["config"]))["status"] == "already done"
+
+
+@needs_chromium
+def test_labels_that_are_marked_in_the_report_are_obeyed_by_the_next_run(
+    before: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    with opened(Path(before["report"])) as page:
+        page.locator(".looks .check").click()
+        doubtful = page.evaluate("JSON.parse(document.getElementById('data').textContent)")["doubtful"]
+        page.keyboard.press("n")
+        page.keyboard.press("c")
+        page.keyboard.type("seven")
+        page.keyboard.press("Enter")
+        with page.expect_download() as download:
+            page.click("#download")
+        download.value.save_as(tmp_path / "corrections.csv")
+    none, seven = doubtful[0][0], doubtful[1][0]
+    label = {"corrections": str(tmp_path / "corrections.csv")}
+    summary = run(job_config(world, before["storage"], **SHORT, refine=REFINE, label=label))
+    for variant in ("upl*", "refined"):
+        chosen = selection(summary, variant)
+        assert none not in chosen
+        assert chosen[seven]["pseudo_label"] == CLASSNAMES.index("seven")
+    with opened(Path(summary["report"])) as page:
+        text = page.text_content("#correct")
+        assert text
+        assert "Before this run 2 images had been corrected by hand, 1 of them to none of the classes." in text
+        left = page.evaluate("JSON.parse(document.getElementById('data').textContent)")["doubtful"]
+        assert not {none, seven} & {row[0] for row in left}
