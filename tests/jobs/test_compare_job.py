@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from worlds import digit_world, folders, job_config
 
-import jobs.ablate
-import jobs.compare
+from upl_ray.commands import ablate as ablate_command
+from upl_ray.commands import compare as compare_command
 from upl_ray.config.cli import run_job
 from upl_ray.config.settings import Config
 from upl_ray.demo.digits import CLASSNAMES
@@ -141,14 +141,13 @@ def test_a_rerun_does_nothing_and_a_lost_run_alone_is_repeated(compared: tuple[C
     }
 
 
-@pytest.mark.parametrize(("job", "damaged"), [(jobs.compare, "features"), (jobs.ablate, "pseudo_labels")])
+@pytest.mark.parametrize(("job", "damaged"), [(compare_command, "features"), (ablate_command, "pseudo_labels")])
 def test_a_damaged_part_ends_a_study_with_one_sentence_and_deleting_the_file_it_names_helps(
     job: ModuleType,
     damaged: str,
     compared: tuple[Config, dict[str, Any]],
     world: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Only the study reads the part: features in a plain Ray task, pseudo-labels in Ray Data."""
@@ -168,9 +167,9 @@ def test_a_damaged_part_ends_a_study_with_one_sentence_and_deleting_the_file_it_
     part = Path(step.uri) / step.read_commit(shard.state)["parts"][0]
     part.write_bytes(part.read_bytes()[:-7])
     (tmp_path / "study.yaml").write_text(json.dumps(config.model_dump(mode="json")))
-    monkeypatch.setattr(sys, "argv", ["study", str(tmp_path / "study.yaml")])
+    arguments = [str(tmp_path / "study.yaml")]
     capsys.readouterr()
-    assert run_job(job.main) == 1
+    assert run_job(lambda: job.main(arguments)) == 1
     output = capsys.readouterr()
     remedy = f"{step.uri}/commits/{shard.state}.json"
     sentence = f"{part} is damaged or gone. Delete {remedy} and run the job again, which repeats that work."
@@ -178,9 +177,9 @@ def test_a_damaged_part_ends_a_study_with_one_sentence_and_deleting_the_file_it_
     assert output.err.splitlines()[-1] == f"error: {sentence}"
     assert "Traceback" not in output.err
     Path(remedy).unlink()
-    assert run_job(job.main) == 0
+    assert run_job(lambda: job.main(arguments)) == 0
     output = capsys.readouterr()
-    assert job is jobs.ablate or summary["table"] in output.out
+    assert job is ablate_command or summary["table"] in output.out
 
 
 def test_the_documented_snippet_averages_tables(compared: tuple[Config, dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -64,17 +65,22 @@ def folder_names(corpus: Corpus) -> tuple[str, ...]:
     Raises:
         ConfigError: they are parts of a data set, or numbers; or see `check_classnames`.
     """
-    names = sorted(_count_labels(corpus))
+    return class_folders(_count_labels(corpus), corpus.roots)
+
+
+def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...]:
+    """The same from the labels themselves, of images at these addresses."""
+    names, where = sorted(labels), ", ".join(roots)
     shown = ", ".join(map(quoted, names[:3]))
     parts = [n for n in names if PARTS.fullmatch(n.lower())]
     if len(parts) > 1:
         raise ConfigError(
-            f"classnames is `folders`, which gives {', '.join(map(quoted, parts[:3]))} for {corpus.name}: names of "
-            f"parts of a data set. Let corpus.uri lead to one ({corpus.roots[0]}/{parts[0]}), or list the class names."
+            f"classnames is `folders`, which gives {', '.join(map(quoted, parts[:3]))} for {where}: names of "
+            f"parts of a data set. Let corpus.uri lead to one ({roots[0]}/{parts[0]}), or list the class names."
         )
     if names and all(NUMBERED.fullmatch(n) for n in names):
         raise ConfigError(
-            f"classnames is `folders`, which gives {shown}{', ...' if len(names) > 3 else ''} for {corpus.name}: "
+            f"classnames is `folders`, which gives {shown}{', ...' if len(names) > 3 else ''} for {where}: "
             f"numbers that say nothing to a model. List the names in the order of their numbers, or in a text file."
         )
     return check_classnames(names)

@@ -8,6 +8,12 @@ BACKBONES = Path(__file__).parent / "backbones"
 DIGITS = Path("upl-demo") / "digits"
 
 
+def settings(name: str) -> Path:
+    """The demo's configuration of a job, `demo.yaml` or `predict.yaml`; an installed package brings them along."""
+    installed = Path(__file__).parent / name
+    return installed if installed.is_file() else Path(__file__).parents[2] / "jobs" / name
+
+
 def images(uri: str) -> str:
     """Absolute address of a corpus; `demo:digits/...` is a folder beside the working directory, written when absent."""
     if not uri.startswith("demo:"):

@@ -239,11 +239,17 @@ def _provenance(run: FinishedRun) -> dict[str, Any]:
     """Command, versions and configuration of the run. The predictions' manifest may be a nightly job's."""
     about = run.variants[0].chain.classifier.manifest()["provenance"]
     return {
-        "command": shlex.join(["python", *about["command"]]),
+        "command": _command_line(about["command"]),
         "python": about["python"],
         "versions": about["versions"],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
     }
+
+
+def _command_line(arguments: list[str]) -> str:
+    """The command of a run as a shell takes it: `python jobs/upl.py ...`, or `upl-ray run ...`."""
+    first, *rest = arguments
+    return shlex.join([*(first.split() if first.startswith("upl-ray ") else ["python", first]), *rest])
 
 
 def render(template: str, **context: Any) -> str:
