@@ -150,6 +150,7 @@ def test_unknown_fields_are_refused_in_every_section(model: type[Section]) -> No
         ({"variants": ["upl", "upl"]}, ["variants", "'upl' twice"]),
         ({"variants": ["best"]}, ["variants", "'upl*', 'upl' or 'refined'", "'best'"]),
         ({"template": "a photo"}, ["template", "exactly one {}", "'a photo'"]),
+        ({"template": "a photo of {{}}."}, ["template", "exactly one {}", "'a photo of {{}}.'"]),
         ({"label": {"referee": "rn"}}, ["label.referee 'rn' is none of", "RN50-openai"]),
         ({"label": {"referee": "RN50-openai"}}, ["label.referee is the target 'RN50-openai'", "another backbone"]),
         ({"target": "ViT-L-14-openai"}, ["target 'ViT-L-14-openai' is none of", "RN50-openai"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from corpora import write_files, write_tar
 
 from upl_ray.config.settings import Source
-from upl_ray.corpus.overlap import ImageSet, check_apart
+from upl_ray.corpus.overlap import ImageSet, check_apart, check_once
 from upl_ray.corpus.shards import list_corpus
 from upl_ray.errors import ConfigError, Damaged
 from upl_ray.storage.store import Store
@@ -62,6 +63,36 @@ def test_every_pair_of_sets_is_compared(photos: Path, tmp_path: Path) -> None:
     again = ImageSet("again", dog.corpus, ())
     with pytest.raises(ConfigError, match="1 of 1 files of again are files of dog, too"):
         check_apart([cat, dog, again])
+
+
+def test_a_file_under_two_addresses_of_one_set_is_refused(photos: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "tars" / "a.tar", {"1.png": b"1", "2.png": b"2", "3.png": b"3"})
+    write_files(tmp_path / "other", {"x/b.png": b"4"})
+    (tmp_path / "other" / "back").symlink_to(photos / "cat")
+    manifest = write_manifest(tmp_path, f"{photos}/dog/a.png")
+    doubled = {
+        (photos, photos / "cat"): f"1 files under two of its addresses, for example '{photos}/cat/a.png'",
+        (f"{photos}/*/a.png", f"{photos}/dog"): "1 files",
+        (photos, tmp_path / "other"): f"'{photos}/cat/a.png'",
+        (photos, manifest): f"'{photos}/dog/a.png'",
+        (tmp_path / "tars", tmp_path / "tars" / "a.tar"): f"'{tmp_path}/tars/a.tar'",
+    }
+    for number, (uris, words) in enumerate(doubled.items()):
+        source = Source(uri=tuple(map(str, uris)), roots=(str(photos),))
+        corpus = list_corpus(Store(str(tmp_path / f"run{number}")), source, 2)
+        with pytest.raises(ConfigError, match=f"^corpus.uri names .*{re.escape(words)}"):
+            check_once(ImageSet("corpus", corpus, source.roots))
+    for uris in ((photos / "cat", photos / "dog"), (f"{photos}/c*/*", f"{photos}/d*/*"), (tmp_path / "tars", photos)):
+        corpus = list_corpus(Store(str(tmp_path / "run")), Source(uri=tuple(map(str, uris))), 2)
+        check_once(ImageSet("corpus", corpus, ()))
+
+
+def test_ids_of_several_addresses_are_the_addresses_of_the_files(photos: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "tars" / "a.tar", {"1.png": b"1"})
+    uris = (f"{tmp_path}/tars/a.tar", f"{photos}/c*/*.png", f"{photos}/dog")
+    corpus = list_corpus(Store(str(tmp_path / "run")), Source(uri=uris), 9)
+    ids = [i for s in corpus.shards for i in corpus.listing(s)["image_id"].to_pylist()]
+    assert ids == [f"{tmp_path}/tars/a.tar!1.png", f"{photos}/cat/a.png", f"{photos}/dog/a.png"]
 
 
 def test_sets_beside_each_other_are_apart(photos: Path, tmp_path: Path) -> None:

@@ -29,6 +29,14 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+MARKED_LINES = {
+    "yaml": ["- cat", "- dog"],
+    "json": ['"cat",', '"dog"'],
+    "table": ["0,cat", "1,dog"],
+    "wordnet": ["n01440764 tench", "n01443537 goldfish"],
+}
+
+
 def config(photos: Path, **fields: Any) -> Config:
     data = {
         "corpus": {"uri": str(photos)},
@@ -55,6 +63,9 @@ def test_the_log_shows_class_names_files_left_out_and_labels_that_are_no_class(
 
 def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
     (photos.parent / "names.txt").write_text("dog\nbeer_bottle\n")
+    for lines in (["1 dollar", "5 dollars"], ["'n roll", "rock"], ["- cat", "dog"], ["2012 model", "2013 model"]):
+        (photos.parent / "odd.txt").write_text("\n".join(lines))
+        assert prepare(config(photos, classnames=str(photos.parent / "odd.txt"))).classnames == tuple(lines)
     assert prepare(config(photos)).classnames == ("beer bottle", "cat", "dog")
     assert prepare(config(photos, classnames=["dog", "a_b"])).classnames == ("dog", "a b")
     assert prepare(config(photos, classnames=str(photos.parent / "names.txt"))).classnames == ("dog", "beer bottle")
@@ -105,6 +116,15 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
         ({"classnames": "foo://x/y"}, "classnames 'foo://x/y' cannot be read.*foo.*give a text file"),
         ({"classnames": "~nosuchuser/x"}, "classnames '~nosuchuser/x' cannot be read.*give a text file"),
         ({"classnames": "latin.txt"}, "classnames 'latin.txt' cannot be read.*utf-8.*give a text file"),
+        *(
+            ({"classnames": f"{name}.txt"}, f"Every line of classnames '{name}.txt' {words}, .* one name a line, and")
+            for name, words in {
+                "yaml": "begins with a dash",
+                "json": "stands in quotes",
+                "table": "begins with its number",
+                "wordnet": "begins with its number",
+            }.items()
+        ),
         (
             {"dataset": {"name": "dtd", "root": "~nosuchuser/x"}, "corpus": {"uri": ""}, "classnames": ""},
             "dataset.root: .*'~nosuchuser/x' cannot be followed .*write it out in full",
@@ -120,8 +140,10 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
         ({"template": "a photo " * 40 + "{}"}, "prompt 'a photo .* does not fit the context of vit_a; shorten"),
         *(
             ({"classnames": ["cat", *names]}, f"class names '{names[0]}' and '{names[1]}' are the same tokens.*rename")
-            for names in (("Turkey", "turkey"), ("caf\u00e9", "cafe\u0301"), ("a & b", "a &amp; b"))
+            for names in (("Turkey", "turkey"), ("a & b", "a &amp; b"))
         ),
+        ({"classnames": ["cat", "caf\u00e9", "cafe\u0301"]}, "class name 'caf\u00e9' stands more than once"),
+        ({"classnames": ["cat", "do\u200bg"]}, r"class name 'do\\u200bg' holds a character that cannot be seen"),
         (
             {"compute": {"workers_per_trial": 11}},
             "workers_per_trial is 11, .* share its classes, and there are 3; lower",
@@ -148,6 +170,8 @@ def test_what_cannot_work_is_refused_with_the_value_and_the_remedy(
     (photos.parent / "loop").symlink_to("loop")
     (photos.parent / "latin.txt").write_bytes("é\nè\n".encode("latin-1"))
     (photos.parent / "photos.txt").write_text("photos/cat/a.png\n")
+    for name, lines in MARKED_LINES.items():
+        (photos.parent / f"{name}.txt").write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=message):
         prepare(config(photos, **fields))
 

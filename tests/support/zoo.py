@@ -56,7 +56,7 @@ def png(width: int, height: int, *, depth: int = 8, color: int = 2, body: bytes 
 
 def _whole() -> dict[str, Beast]:
     """Odd, and usable."""
-    rgb, sixteen = picture(), np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[::-1])
+    rgb, eight = picture(), np.linspace(0, 255, SIZE[0] * SIZE[1]).reshape(SIZE[::-1])
     palette = picture("P")
     frames = [picture(seed=i) for i in range(3)]
     files: dict[str, bytes] = {
@@ -78,10 +78,10 @@ def _whole() -> dict[str, Beast]:
         "alpha.png": encode(picture("RGBA"), "PNG"),
         "alpha.webp": encode(picture("RGBA"), "WEBP"),
         "lossless.webp": encode(rgb, "WEBP", lossless=True),
-        "sixteen-bit.png": encode(Image.fromarray(sixteen.astype(np.uint16)), "PNG"),
-        "sixteen-bit.tif": encode(Image.fromarray(sixteen.astype(np.uint16)), "TIFF"),
-        "thirty-two-bit.tif": encode(Image.fromarray(sixteen.astype(np.int32)), "TIFF"),
-        "float.tif": encode(Image.fromarray((sixteen / 65535).astype(np.float32)), "TIFF"),
+        "eight-of-sixteen-bit.png": encode(Image.fromarray(eight.astype(np.uint16)), "PNG"),
+        "eight-of-sixteen-bit.tif": encode(Image.fromarray(eight.astype(np.uint16)), "TIFF"),
+        "eight-of-thirty-two-bit.tif": encode(Image.fromarray(eight.astype(np.int32)), "TIFF"),
+        "float.tif": encode(Image.fromarray(eight.astype(np.float32)), "TIFF"),
         "multi-page.tif": encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
         "animated.gif": encode(frames[0], "GIF", save_all=True, append_images=frames[1:]),
         "animated.webp": encode(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
@@ -131,6 +131,7 @@ def _broken() -> dict[str, Beast]:
     """Not usable, or not surely so."""
     rgb = picture()
     jpeg, page = encode(rgb, "JPEG"), encode(rgb, "PNG")
+    deep = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[::-1])  # of which RGB would be white
     beasts = {
         "empty.jpg": Beast(b"", False),
         "zeros.png": Beast(bytes(5000), False),
@@ -143,6 +144,10 @@ def _broken() -> dict[str, Beast]:
         "elf.bmp": Beast(b"\x7fELF" + bytes(200), False),
         "zip.webp": Beast(b"PK\x03\x04" + bytes(200), False),
         "random.jpg": Beast(random.Random(1).randbytes(4000), False),
+        "sixteen-bit.png": Beast(encode(Image.fromarray(deep.astype(np.uint16)), "PNG"), False),
+        "sixteen-bit.tif": Beast(encode(Image.fromarray(deep.astype(np.uint16)), "TIFF"), False),
+        "thirty-two-bit.tif": Beast(encode(Image.fromarray(deep.astype(np.int32)), "TIFF"), False),
+        "float-to-one.tif": Beast(encode(Image.fromarray((deep / 65535).astype(np.float32)), "TIFF"), False),
         "only-magic.jpg": Beast(b"\xff\xd8\xff", False),
         "only-magic.png": Beast(b"\x89PNG\r\n\x1a\n", False),
         "only-magic.gif": Beast(b"GIF89a", False),

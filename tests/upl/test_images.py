@@ -42,7 +42,7 @@ def picture(mode: str, width: int, height: int) -> Image.Image:
     pixels = (ramp + rng.integers(0, 56, ramp.shape)).astype(np.uint8)
     options = {}
     if mode == "I;16":
-        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16))
     elif mode.startswith("P"):
         image = Image.fromarray(pixels[..., :3]).quantize(20)
         options = {"transparency": bytes(range(0, 200, 10))} if mode == "P transparent" else {}

@@ -474,7 +474,7 @@ class Config(Section):
     @field_validator("template")
     @classmethod
     def _one_slot(cls, value: str) -> str:
-        if value.count("{}") != 1:
+        if value.count("{}") != 1 or re.search("[{}]", value.replace("{}", "")):
             raise ValueError("the template needs exactly one {} for the class name, as in 'a photo of a {}.'")
         return value
 

@@ -6,10 +6,11 @@ Local addresses are compared by the real path of their folder. Links inside of a
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError
@@ -34,7 +35,11 @@ class ImageSet:
         """Address of every image's file, and of every archive."""
         shards = self.corpus.shards
         yield from {real_address(f"{s.root.rstrip('/')}/{s.archive}") for s in shards if s.archive}
-        for of_shard in read_ahead((s for s in shards if not s.archive), self._addresses_of):
+        yield from self.addresses_of_files()
+
+    def addresses_of_files(self) -> Iterator[str]:
+        """Address of every image that is a file by itself, as often as it is listed."""
+        for of_shard in read_ahead((s for s in self.corpus.shards if not s.archive), self._addresses_of):
             yield from of_shard
 
     def _addresses_of(self, shard: Shard) -> list[str]:
@@ -62,6 +67,29 @@ def check_apart(sets: Iterable[ImageSet]) -> None:
                 f"{min(shared)!r}; images that are learned from are not held out. Take them out of one of the two, or "
                 f"give their labels as {first.field}.labels (a manifest may leave other labels empty)."
             )
+
+
+def check_once(images: ImageSet) -> None:
+    """Refuse an image set that holds a file under two of its addresses.
+
+    Raises:
+        ConfigError: one does, so that an image would count twice.
+    """
+    corpus = images.corpus
+    roots = {real_address(f"{s.root.rstrip('/')}/") for s in corpus.shards}
+    if len(corpus.roots) == 1:
+        return
+    meet = len(roots) < len(corpus.roots) or any(a.startswith(b) for a, b in permutations(roots, 2))
+    if not meet and all(map(is_remote, roots)):  # links lead from one local folder into another
+        return
+    archives = Counter(f"{s.root.rstrip('/')}/{s.archive} {s.id}" for s in corpus.shards if s.archive)
+    files = Counter(images.addresses_of_files())
+    doubled = [a for a, n in files.items() if n > 1] + [a.rpartition(" ")[0] for a, n in archives.items() if n > 1]
+    if doubled:
+        raise ConfigError(
+            f"{images.field}.uri names {len(doubled)} files under two of its addresses, for example {min(doubled)!r}; "
+            f"name each once."
+        )
 
 
 def real_address(address: str) -> str:

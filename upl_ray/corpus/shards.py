@@ -164,7 +164,7 @@ def list_corpus(store: Store, source: Source, shard_size: int, spread: Spread = 
     for root in roots:
         known = [shard_of(r) for r in records.get(root, [])]
         taken = frozenset(retired | {s.id for s in known})
-        address = _Address(step, root, f"{root}/" if len(roots) > 1 else "", shard_size, taken, missing, spread)
+        address = _Address(step, root, len(roots) > 1, shard_size, taken, missing, spread)
         shards[root], new = address.list_shards(known, source, left_out)
         retired |= {s.id for s in known if not s.archive} - {s.id for s in shards[root]}
         added += new
@@ -230,7 +230,7 @@ class _Address:
 
     step: Step
     address: str
-    prefix: str  # in front of every image id
+    one_of_several: bool  # image ids are full addresses
     shard_size: int
     taken: frozenset[str]  # ids of known and retired shards
     missing: Mapping[str, Set[str]]  # shard id -> missing images
@@ -246,12 +246,14 @@ class _Address:
             raise ConfigError(
                 f"suffix {source.suffix!r} chooses in tar archives, and {self.address!r} is none; omit it."
             )
-        if form == "manifest":
-            files = {self.prefix + i: file for i, file in read_manifests(found, source.roots).items()}
+        prefix = f"{found.root.rstrip('/')}/" if self.one_of_several else ""
+        if form == "manifest":  # names in two of them may be equal
+            prefix = f"{self.address}/" if self.one_of_several else ""
+            files = {prefix + i: file for i, file in read_manifests(found, source.roots).items()}
         elif form == "images":
-            files = {self.prefix + f: ImageFile(f, version, sub_folder(f)) for f, version in found.files.items()}
+            files = {prefix + f: ImageFile(f, version, sub_folder(f)) for f, version in found.files.items()}
         else:
-            return self._list_archives(known, found, source, left_out)
+            return self._list_archives(known, found, source, left_out, prefix)
         return self._list_files(known, found.root, files)
 
     def _list_files(self, known: list[Shard], root: str, files: dict[str, ImageFile]) -> tuple[list[Shard], int]:
@@ -291,10 +293,10 @@ class _Address:
             yield self._new_shard(root, _listing_table(part, [files[i] for i in part]))
 
     def _list_archives(
-        self, known: list[Shard], found: Found, source: Source, left_out: LeftOut
+        self, known: list[Shard], found: Found, source: Source, left_out: LeftOut, prefix: str
     ) -> tuple[list[Shard], int]:
         """Shards of archives: those of unchanged archives, then of new and changed ones, which are read."""
-        index = ArchiveIndex.of(self.step.store, found.root, found.form, self.prefix, source.suffix, self.shard_size)
+        index = ArchiveIndex.of(self.step.store, found.root, found.form, prefix, source.suffix, self.shard_size)
         done = index.step.committed()
         shards = [s for s in known if found.files.get(s.archive) == s.version and s.commit in done]
         fresh = {file: found.files[file] for file in found.files.keys() - {s.archive for s in shards}}

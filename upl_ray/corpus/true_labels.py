@@ -14,9 +14,10 @@ from upl_ray.errors import ConfigError, quoted
 from upl_ray.storage.store import read_ahead
 from upl_ray.upl.metrics import UNLABELED, Labels, true_labels
 
-PARTS = re.compile(
-    r"(train|training|trainval|val|valid|validation|dev|test|testing|unlabell?ed)[-_ ]?\d*"
-)  # lower case
+PARTS = re.compile(  # lower case
+    r"(train|training|trainval|val|valid|validation|dev|test|testing|unlabell?ed)([-_ ]?(\d+|images?|imgs?|set|data))*"
+    r"|images?|imgs?|photos?|pictures?|data|annotations?|labels?"
+)
 NUMBERED = re.compile(r"n?\d+")  # class numbers, and WordNet's, as ImageNet's folders have them
 
 
@@ -72,6 +73,11 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
     """The same from the labels themselves, of images at these addresses."""
     names, where = sorted(labels), ", ".join(roots)
     shown = ", ".join(map(quoted, names[:3]))
+    if not names:
+        raise ConfigError(
+            f"classnames is `folders`, but no image under {where} has a label, as of a sub-folder; let corpus.uri lead "
+            f"to the folder above those of the classes, or list the class names."
+        )
     parts = [n for n in names if PARTS.fullmatch(n.lower())]
     if len(parts) > 1:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from upl_ray.config.settings import Compute, Config, Section, Source, Train
 from upl_ray.corpus.archive_index import Spread
 from upl_ray.corpus.corrections import find_corrections, read_corrections
 from upl_ray.corpus.datasets import open_dataset
-from upl_ray.corpus.overlap import ImageSet, check_apart
+from upl_ray.corpus.overlap import ImageSet, check_apart, check_once
 from upl_ray.corpus.shards import Corpus, list_corpus
 from upl_ray.corpus.true_labels import check_labels, folder_names
 from upl_ray.errors import ConfigError, first_line, quoted
@@ -159,6 +160,7 @@ def list_images(store: Store, source: Source, compute: Compute, field: str, clus
         corpus = list_corpus(store, source, compute.shard_size, _tasks_of(store, cluster) if cluster else read_ahead)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from None
+    check_once(ImageSet(field, corpus, source.roots))
     if corpus.left_out.counts:
         log.info("%-12s left out: %s", field, corpus.left_out)
     return corpus
@@ -242,4 +244,24 @@ def read_classnames(given: str | tuple[str, ...]) -> tuple[str, ...]:
             f"classnames {given!r} cannot be read from {Path.cwd()} ({first_line(error)}); give a text file, a list or "
             f"`folders`."
         ) from None
-    return check_classnames(text.rstrip("\n").split("\n"))
+    lines = text.rstrip("\n").split("\n")
+    if mark := _mark_of(lines):
+        raise ConfigError(
+            f"Every line of classnames {given!r} {mark}, which a prompt would read, too: {quoted(lines[0])}; write one "
+            f"name a line, and nothing else."
+        )
+    return check_classnames(lines)
+
+
+def _mark_of(lines: list[str]) -> str:
+    """The mark of every line of a file that is no plain list of names, but YAML, JSON or a table; empty: none."""
+    if all(re.match(r"\s*-\s", line) for line in lines):
+        return "begins with a dash"
+    if all(re.fullmatch(r"""\s*(["']).*\1\s*,?\s*""", line) for line in lines):
+        return "stands in quotes"
+    found = [re.match(r"\s*(n\d{8}|\d+)\s*[,;:\s]\s*\S", line) for line in lines]
+    numbers = [m[1] for m in found if m]
+    counted = [list(map(str, range(first, first + len(lines)))) for first in (0, 1)]
+    if len(numbers) == len(lines) and (numbers in counted or all(n.startswith("n") for n in numbers)):
+        return "begins with its number"
+    return ""

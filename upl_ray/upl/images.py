@@ -32,6 +32,7 @@ EXTENSIONS = (
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # not PIL's others, some of which run programs
 BYTES_OF_PIXEL = 16  # of the widest format, four floats; a file with more bytes for each of its pixels is no image
 CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop: torchvision's default, which CoOp uses
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bits a channel
 MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG, beside those within a scan
 # PIL's decoders raise these on files that are damaged, truncated or no images at all.
 DECODE_ERRORS = (
@@ -93,7 +94,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft: int = 0) -> Image.I
             number of pixels (libjpeg scales while it decodes); 0: at its own size.
 
     Raises:
-        Rejected: empty, not an image, truncated, damaged, or with more than `max_pixels` pixels.
+        Rejected: empty, not an image, truncated, damaged, with more than `max_pixels` pixels, or with values that do
+            not fit into 8 bits: PIL would cut all of them off.
     """
     if not data:
         raise Rejected(rejection.EMPTY)
@@ -113,6 +115,10 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft: int = 0) -> Image.I
         image.load()
     except DECODE_ERRORS as error:
         raise Rejected(rejection.not_decoded(error)) from None
+    if image.mode in DEEP:
+        highest = image.getextrema()[1]
+        if highest > 255 or (image.mode == "F" and highest <= 1):
+            raise Rejected(rejection.too_deep(image.mode, highest))
     return image
 
 

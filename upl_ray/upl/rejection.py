@@ -47,6 +47,11 @@ def too_many_scans() -> str:
     return f"more than {MAX_SCANS} scans"
 
 
+def too_deep(mode: str, highest: float) -> str:
+    """An image of whose range RGB would show one end alone: white, or black."""
+    return f"not 8 bits a channel: mode {mode}, values up to {highest:g}"
+
+
 def too_long(width: int, height: int) -> str:
     """A strip whose sides differ too much."""
     return f"its aspect ratio is too long: {width} x {height} pixels"
