@@ -63,6 +63,21 @@ def test_a_working_folder_with_another_checkout_is_refused(tmp_path: Path, monke
         check_working_folder()
 
 
+@pytest.mark.parametrize("name", ["random.py", "numpy.py", "ray/__init__.py", "torch/__init__.py"])
+def test_a_working_folder_with_modules_of_the_same_name_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for harmless in ("ray/results.json", "torch/a.jpg", "mine.py", "tests/__init__.py", "random.txt"):
+        (tmp_path / harmless).parent.mkdir(exist_ok=True)
+        (tmp_path / harmless).touch()
+    check_working_folder()
+    (tmp_path / name).touch()
+    top = name.partition("/")[0]
+    with pytest.raises(ConfigError, match=rf"holds '{re.escape(top)}', .* the module '{Path(top).stem}' \(.*rename it"):
+        check_working_folder()
+
+
 def test_a_path_of_temporary_files_that_is_too_long_for_sockets_is_refused_by_its_variable(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 20)
     folder.mkdir()

@@ -149,6 +149,22 @@ def test_other_weights_are_refused(model: Path, make_model: MakeModel, tmp_path:
         ClipModel(spec)
 
 
+def test_what_is_no_image_is_refused_in_words(model: Path, tmp_path: Path) -> None:
+    export(model, tmp_path / "out")
+    classifier = load_classifier(tmp_path / "out")
+    image = Image.new("RGB", (40, 50))
+    assert classifier.predict([]) == ([], [])
+    assert classifier.predict(iter([image])) == classifier.predict([image])
+    for wrong in ("a.jpg", tmp_path, np.zeros((4, 4, 3), np.uint8)):
+        with pytest.raises(TypeError, match=r"takes PIL images, and was given a \w+; .*PIL\.Image\.open"):
+            classifier.predict([image, wrong])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="mixture 'foo' is unknown; use 'corpus' or 'even'"):
+        classifier.predict([image], mixture="foo")  # type: ignore[arg-type]
+    deep = Image.fromarray(np.full((40, 40), 1000, np.uint16))
+    with pytest.raises(ValueError, match="not 8 bits a channel: mode I;16, values up to 1000"):
+        classifier.predict([deep])
+
+
 def test_no_classifier_is_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load_ensemble(str(tmp_path / "nothing"))

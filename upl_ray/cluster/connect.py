@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -166,17 +167,35 @@ def check_head(address: str, source: str) -> None:
 
 
 def check_working_folder() -> None:
-    """Refuse a working folder with another checkout of this package: workers would import it.
+    """Refuse a working folder with another checkout of this package, or of what it imports: workers would import that.
 
     Raises:
         ConfigError: there is one.
     """
+    shadows = _shadows(Path.cwd())
+    if shadows:
+        raise ConfigError(
+            f"The working folder holds {shadows[0].name!r}, which Ray's workers would import instead of the module "
+            f"{shadows[0].stem!r} ({shadows[0].parent}); rename it, or run from another folder."
+        )
     other, mine = Path.cwd() / upl_ray.__name__, Path(upl_ray.__file__).parent
     if (other / "__init__.py").exists() and not other.samefile(mine):
         raise ConfigError(
             f"The working folder holds another {upl_ray.__name__} ({other}) than the one that runs ({mine}), and Ray's "
             f"workers would import it; run from another folder, or run that one's jobs."
         )
+
+
+def _shadows(folder: Path) -> list[Path]:
+    """Files and packages in a folder that are named like modules which this process has imported from elsewhere."""
+    used = {name for name in sys.modules if "." not in name} | sys.stdlib_module_names
+    named = [*folder.glob("*.py"), *(file.parent for file in folder.glob("*/__init__.py"))]
+    return sorted(p for p in named if p.stem in used - {"__main__", upl_ray.__name__} and not _is_loaded_from(p))
+
+
+def _is_loaded_from(path: Path) -> bool:
+    file = getattr(sys.modules.get(path.stem), "__file__", None)
+    return file is not None and Path(file).resolve() in (path.resolve(), path.resolve() / "__init__.py")
 
 
 @contextmanager

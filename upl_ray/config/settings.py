@@ -76,6 +76,15 @@ def unique(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
+def checked_path(value: str) -> str:
+    """Refuse a folder without a name, or with that of a variable: results would lie where nobody looks for them."""
+    if not value.strip():
+        raise ValueError("it is empty; name a folder")
+    if re.search(r"\$[A-Za-z_{]", value):
+        raise ValueError("variables are not filled in here; write the path out")
+    return value
+
+
 def not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
     """Refuse an empty list where nothing would be left to do."""
     if not values:
@@ -470,6 +479,11 @@ class Config(Section):
     compute: Compute = Field(Compute(), description="Resources.")
     compare: Compare = Field(Compare(), description="Comparison of methods (jobs/compare.py).")
     ablate: Ablate = Field(Ablate(), description="Ablation of the configured run (jobs/ablate.py).")
+
+    @field_validator("storage_path")
+    @classmethod
+    def _a_path(cls, value: str) -> str:
+        return checked_path(value)
 
     @field_validator("template")
     @classmethod

@@ -5,7 +5,10 @@ Shapes: N images, C classes.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import torch
@@ -32,24 +35,39 @@ class Classifier:
         """Names of the C classes."""
         return self.ensemble.classnames
 
-    def probabilities(self, images: list[Image.Image], mixture: Mixture = "corpus") -> Tensor:
+    def probabilities(self, images: Iterable[Image.Image], mixture: Mixture = "corpus") -> Tensor:
         """Class probabilities [N, C] of PIL images of any size and mode; see `predict`."""
+        images = list(images)
+        stranger = next((x for x in images if not isinstance(x, Image.Image)), None)
+        if stranger is not None:
+            raise TypeError(
+                f"The classifier takes PIL images, and was given a {type(stranger).__name__}; open files with PIL.Image.open, "
+                f"and turn arrays into images with PIL.Image.fromarray."
+            )
+        if mixture not in get_args(Mixture):
+            raise ValueError(f"The mixture {mixture!r} is unknown; use {' or '.join(map(repr, get_args(Mixture)))}.")
+        if not images:
+            return torch.zeros(0, len(self.classnames))
         crops = np.stack([center_crop(image, self.clip.spec.geometry) for image in images])
         return self.ensemble.probabilities(torch.from_numpy(self.clip.encode_crops(crops)), mixture)
 
-    def predict(self, images: list[Image.Image], mixture: Mixture = "corpus") -> tuple[list[str], list[float]]:
+    def predict(self, images: Iterable[Image.Image], mixture: Mixture = "corpus") -> tuple[list[str], list[float]]:
         """Class name and confidence [0-1] of each image.
 
         Args:
-            images: of any size and mode.
+            images: of any size and of all modes that `center_crop` converts.
             mixture: `corpus` for images like those learned from; `even` for images among which no class is known to be
                 more frequent. It changes something only for classifiers with class shares (variant `refined`).
+
+        Raises:
+            TypeError: something else than PIL images.
+            ValueError: an image that the job would reject (`Rejected`), or an unknown mixture.
         """
         confidence, label = self.probabilities(images, mixture).max(dim=1)
         return [self.classnames[i] for i in label.tolist()], confidence.tolist()
 
 
-def load_classifier(uri: str, backbone: Backbone | None = None) -> Classifier:
+def load_classifier(uri: str | os.PathLike[str], backbone: Backbone | None = None) -> Classifier:
     """Load a finished classifier with its image encoder; Ray is not needed.
 
     Args:
@@ -60,7 +78,7 @@ def load_classifier(uri: str, backbone: Backbone | None = None) -> Classifier:
         FileNotFoundError: there is no classifier under `uri`.
         ConfigError: the image encoder cannot be found, or its weights are not those that the prompts were learned for.
     """
-    ensemble = load_ensemble(uri)
+    ensemble = load_ensemble(os.fspath(uri))
     return Classifier(ensemble, ClipModel(classifier_spec(ensemble, backbone)))
 
 

@@ -94,8 +94,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft: int = 0) -> Image.I
             number of pixels (libjpeg scales while it decodes); 0: at its own size.
 
     Raises:
-        Rejected: empty, not an image, truncated, damaged, with more than `max_pixels` pixels, or with values that do
-            not fit into 8 bits: PIL would cut all of them off.
+        Rejected: empty, not an image, truncated, damaged, or with more than `max_pixels` pixels.
     """
     if not data:
         raise Rejected(rejection.EMPTY)
@@ -115,10 +114,6 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft: int = 0) -> Image.I
         image.load()
     except DECODE_ERRORS as error:
         raise Rejected(rejection.not_decoded(error)) from None
-    if image.mode in DEEP:
-        highest = image.getextrema()[1]
-        if highest > 255 or (image.mode == "F" and highest <= 1):
-            raise Rejected(rejection.too_deep(image.mode, highest))
     return image
 
 
@@ -140,10 +135,12 @@ def center_crop(image: Image.Image, geometry: Geometry) -> Crop:
     on the geometry, so that it does not depend on which backbones share a pass.
 
     Raises:
-        Rejected: its sides differ too much, or PIL cannot resize or convert this mode.
+        Rejected: its sides differ too much, its values do not fit into 8 bits, so that PIL would make it white or
+            black, or PIL cannot resize or convert this mode.
     """
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise Rejected(rejection.too_long(image.width, image.height))
+    _check_depth(image)
     size = (geometry.height, geometry.width)
     ratios = (image.height / geometry.height, image.width / geometry.width)
     try:
@@ -158,6 +155,13 @@ def center_crop(image: Image.Image, geometry: Geometry) -> Crop:
         return np.asarray(image.convert("RGB"))
     except DECODE_ERRORS as error:
         raise Rejected(rejection.not_converted(image.mode, error)) from None
+
+
+def _check_depth(image: Image.Image) -> None:
+    if image.mode in DEEP:
+        (highest,) = np.ravel(image.getextrema())[1:]
+        if highest > 255 or (image.mode == "F" and highest <= 1):
+            raise Rejected(rejection.too_deep(image.mode, float(highest)))
 
 
 def _resize_short_side(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
