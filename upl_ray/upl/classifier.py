@@ -41,8 +41,8 @@ class Classifier:
         stranger = next((x for x in images if not isinstance(x, Image.Image)), None)
         if stranger is not None:
             raise TypeError(
-                f"The classifier takes PIL images, and was given a {type(stranger).__name__}; open files with PIL.Image.open, "
-                f"and turn arrays into images with PIL.Image.fromarray."
+                f"The classifier takes PIL images, and was given a {type(stranger).__name__}; open files with "
+                f"PIL.Image.open, and turn arrays into images with PIL.Image.fromarray."
             )
         if mixture not in get_args(Mixture):
             raise ValueError(f"The mixture {mixture!r} is unknown; use {' or '.join(map(repr, get_args(Mixture)))}.")
