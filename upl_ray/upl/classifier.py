@@ -38,11 +38,11 @@ class Classifier:
     def probabilities(self, images: Iterable[Image.Image], mixture: Mixture = "corpus") -> Tensor:
         """Class probabilities [N, C] of PIL images of any size and mode; see `predict`."""
         images = list(images)
-        stranger = next((x for x in images if not isinstance(x, Image.Image)), None)
-        if stranger is not None:
+        strangers = [type(x).__name__ for x in images if not _is_image(x)]
+        if strangers:
             raise TypeError(
-                f"The classifier takes PIL images, and was given a {type(stranger).__name__}; open files with "
-                f"PIL.Image.open, and turn arrays into images with PIL.Image.fromarray."
+                f"The classifier takes PIL images, and was given a {strangers[0]}; open files with PIL.Image.open, and "
+                f"turn arrays into images with PIL.Image.fromarray."
             )
         if mixture not in get_args(Mixture):
             raise ValueError(f"The mixture {mixture!r} is unknown; use {' or '.join(map(repr, get_args(Mixture)))}.")
@@ -65,6 +65,10 @@ class Classifier:
         """
         confidence, label = self.probabilities(images, mixture).max(dim=1)
         return [self.classnames[i] for i in label.tolist()], confidence.tolist()
+
+
+def _is_image(value: object) -> bool:
+    return isinstance(value, Image.Image)
 
 
 def load_classifier(uri: str | os.PathLike[str], backbone: Backbone | None = None) -> Classifier:
