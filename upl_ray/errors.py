@@ -17,6 +17,10 @@ class Damaged(JobError):
     """A file in storage that is not what was written there: one sentence with the file and the remedy."""
 
 
+class StoppedAtStart(KeyboardInterrupt):
+    """A signal, by its number, that came while Ray started: Python must end without its clean-up, where Ray crashes."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, without the full stop."""
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -24,8 +24,8 @@ def test_as_many_class_names_as_imagenet_21k_has() -> None:
         (["sea_horse", "sea horse"], "'sea horse' stands more than once"),
         (["cat", "", "dog"], "2 of 3 is empty"),
         (["cat", " _ "], "2 of 2 is empty"),
-        (["cat"], "1 class names; .* at least 2"),
-        ([], "0 class names; .* at least 2"),
+        (["cat"], "class names is 1, .* at least 2"),
+        ([], "class names is 0; .* at least 2"),
     ],
 )
 def test_useless_class_names_are_refused(names: list[str], words: str) -> None:

@@ -149,6 +149,7 @@ def test_unknown_fields_are_refused_in_every_section(model: type[Section]) -> No
         ({"views": {"crop_scale": [0.9, 0.2]}}, ["views.crop_scale", "smallest <= largest"]),
         ({"variants": ["upl", "upl"]}, ["variants", "'upl' twice"]),
         ({"variants": ["best"]}, ["variants", "'upl*', 'upl' or 'refined'", "'best'"]),
+        ({"classnames": {"a": "cat"}}, ["classnames", "it is a mapping; give a list of names"]),
         ({"storage_path": " "}, ["storage_path", "it is empty; name a folder"]),
         ({"storage_path": "$HOME/run"}, ["storage_path", "variables are not filled in", "'$HOME/run'"]),
         ({"template": "a photo"}, ["template", "exactly one {}", "'a photo'"]),

@@ -51,9 +51,9 @@ def test_several_files_are_one_and_may_repeat_each_other(tmp_path: Path) -> None
         ("image_id,label\n1,cat\n2,\n1,dog\n", "row 3 of .* gives '1' another label than row 1 of .*; keep one"),
         ("image_id,label\n1,cat\n1,\n", "row 2 of .* gives '1' another label"),
         ("image_id,label\n,cat\n", "row 1 of .* names no image"),
-        ("image_id;label\n1;cat\n", "has no column 'image_id' among 'image_id;label'; it needs image_id and label"),
+        ("image_id;label\n1;cat\n", "cannot be read: its columns are parted by ';'; save it with commas"),
         ("image_id\n1\n", "has no column 'label' among 'image_id'"),
-        (b"image_id,label\n\xff,cat\n", r"'.*c\.csv' cannot be read \(.*utf-8"),
+        (b"image_id,label\n\xff,cat\n", r"'.*c\.csv' cannot be read: .*utf-8"),
     ],
 )
 def test_a_mistake_is_refused_with_its_row(tmp_path: Path, text: str | bytes, words: str) -> None:

@@ -116,6 +116,18 @@ def test_a_byte_order_mark_is_no_part_of_a_manifest(tmp_path: Path, suffix: str)
     assert read_all(listed(tmp_path, manifest)) == {"a.jpg": b"a"}
 
 
+def test_blanks_around_names_of_columns_do_not_count(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"a", "m.csv": b" path , label \na.jpg,cat\n"})
+    corpus = listed(tmp_path, tmp_path / "m.csv", labels="column")
+    assert (read_all(corpus), labels(corpus)) == ({"a.jpg": b"a"}, {"a.jpg": "cat"})
+
+
+def test_utf16_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,label\na.jpg,cat\n", encoding="utf-16")
+    with pytest.raises(ConfigError, match="it is UTF-16, as some tables are exported; save it as UTF-8"):
+        listed(tmp_path, tmp_path / "m.csv")
+
+
 def test_numbers_with_gaps_are_labels_as_they_were_written(tmp_path: Path) -> None:
     column = pa.array([3.0, None, math.nan, 2.5], pa.float64())
     expected = ["3", None, None, "2.5"]
@@ -160,6 +172,9 @@ def test_names_that_no_image_can_have_are_reasons_and_stop_nothing(tmp_path: Pat
             r"Row 1 .* names no image in its columns 'name', 'label'; it needs a column .* uri or",
         ),
         ("m.jsonl", '{"uri": "a.jpg"}\n{"uri": \n', "cannot be read"),
+        ("m.csv", "path\tlabel\na.jpg\tcat\n", r"its columns are parted by '\\t'; save it with commas"),
+        ("m.csv", "path,label\na.jpg,cat\nb.jpg,dog, wet\n", "row 2 has more cells than columns; put cells that hold"),
+        ("m.csv", "path,label,label\na.jpg,cat,dog\n", "it has two columns 'label'; remove one"),
         ("m.jsonl", '["a.jpg"]\n', "every line must be an object"),
         (
             "m.jsonl",
@@ -167,7 +182,7 @@ def test_names_that_no_image_can_have_are_reasons_and_stop_nothing(tmp_path: Pat
             r"columns 'image' \(dict\), 'label' \(int\); it needs",
         ),
         ("m.jsonl", '{"uri": "a.jpg"}\n{"image": [1, 2]}\n', r"Row 2 .* columns 'image' \(list\); it needs"),
-        ("m.csv", "path;label\na.jpg;cat\n", r"names no image in its columns 'path;label'; it needs"),
+        ("m.csv", "path;label\na.jpg;cat\n", r"its columns are parted by ';'; save it with commas"),
         ("m.txt", "file:///a%00.jpg\n", "null character"),
         ("m.txt", "file:///a/%2e%2e/b.jpg\n", r"holds `\.\.`"),
         ("m.txt", "file://host/a.jpg\n", "lies outside of"),

@@ -52,7 +52,7 @@ def test_labels_that_are_no_class_are_counted(tmp_path: Path) -> None:
     assert check_labels(corpus, "none", "corpus", ("cat", "dog")) == {}
 
 
-def test_numbers_from_1_are_refused(tmp_path: Path) -> None:
+def test_numbers_from_1_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     corpus = corpus_of(tmp_path, ["1", "2", "3"])
     with pytest.raises(
         ConfigError, match=r"corpus\.labels .* up to 3 without 0, but classes are .* 0 to 2; subtract 1"
@@ -61,6 +61,7 @@ def test_numbers_from_1_are_refused(tmp_path: Path) -> None:
     assert check_labels(corpus, "folders", "corpus", ("1", "2", "3")) == {}  # names, not numbers
     assert check_labels(corpus, "folders", "corpus", ("a", "b", "c", "d")) == {}
     assert check_labels(corpus, "folders", "corpus", ("a", "b")) == {"2": 2, "3": 2}
+    assert "labels are numbers from 1 to 3, taken as counted from 0: 1 is 'b'" in caplog.text
 
 
 def test_labels_none_of_which_is_a_class_are_refused(tmp_path: Path) -> None:

@@ -74,15 +74,18 @@ def test_a_job_that_is_stopped_ends_with_a_word_and_the_next_run_ends_as_if_undi
         assert committed_rows(storage, ours).equals(committed_rows(short_run["storage"], theirs))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "connecting"), [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGTERM, True)]
+)
 def test_a_job_that_is_stopped_while_ray_starts_ends_with_a_word(
-    short_world: Path, tmp_path: Path, number: signal.Signals
+    short_world: Path, tmp_path: Path, number: signal.Signals, connecting: bool
 ) -> None:
+    """At the first process of Ray, and while the driver connects, which is when C++ objects are half built."""
     config = job_config(short_world, tmp_path / "storage", **SHORT)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     job = start(tmp_path / "job.yaml", tmp_path / "log")
     deadline = time.monotonic() + 100
-    while len(in_session(job.pid)) < 2:  # the first process of Ray
+    while len(in_session(job.pid)) < 2 or (connecting and "logging.cc" not in (tmp_path / "log").read_text()):
         assert job.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)

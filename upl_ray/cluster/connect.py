@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 import upl_ray
 from upl_ray.cluster.watch import FOR_WORK, Watch
 from upl_ray.config.settings import Compute
-from upl_ray.errors import ConfigError, Damaged, JobError, describe_storage_error, first_line
+from upl_ray.errors import ConfigError, Damaged, JobError, StoppedAtStart, describe_storage_error, first_line
 from upl_ray.progress import Laps
 
 log = logging.getLogger(__name__)
@@ -86,10 +86,13 @@ class RayCluster:
                     include_dashboard=False if local else None,
                     runtime_env={"env_vars": for_workers} if for_workers else None,
                 )
-        except SystemExit:  # by Ray's handler, which is in place while Ray starts
-            signal.signal(signal.SIGTERM, at_sigterm)
-            signal.raise_signal(signal.SIGTERM)
-            raise
+        except (
+            SystemExit,
+            KeyboardInterrupt,
+        ) as error:  # the first by Ray's handler, which is in place while it starts
+            signal.alarm(0)  # by which Ray's C++ handler would abort after three seconds
+            number = signal.SIGTERM if isinstance(error, SystemExit) else signal.SIGINT
+            raise StoppedAtStart(number) from None
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise JobError(
                 f"The Ray cluster of {self._source} cannot be joined: {first_line(error)}; start it or correct the "

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from upl_ray.config.redact import reject_secrets, sanitized
 from upl_ray.config.settings import Config, Predict, Section, describe_validation_error
-from upl_ray.errors import ConfigError, JobError, describe_error
+from upl_ray.errors import ConfigError, JobError, StoppedAtStart, describe_error
 
 Job = TypeVar("Job", bound=Section)
 
@@ -88,9 +88,14 @@ def run_job(job: Callable[[], int]) -> int:
         if isinstance(error, BrokenPipeError) and _drop_closed_stdout():
             return 128 + signal.SIGPIPE
         return _report("failed", describe_error(error), 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         reason = "stopped by a signal; what is finished stays in storage, and the same command goes on from there"
-        return _report("stopped", reason, 128 + (received[0] if received else signal.SIGINT))
+        number = received[0] if received else error.args[0] if isinstance(error, StoppedAtStart) else signal.SIGINT
+        status = _report("stopped", reason, 128 + number)
+        if isinstance(error, StoppedAtStart):
+            sys.stdout.flush()
+            os._exit(status)
+        return status
     except SystemExit as exit_:  # of the parsers of options, which have given the reason; or after `--help`
         _drop_closed_stdout()
         if exit_.code:

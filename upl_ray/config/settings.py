@@ -94,6 +94,8 @@ def not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
 
 def classnames_from_yaml(value: Any) -> Any:
     """Numbers in a list of class names become text again; what YAML has read as true, false or null cannot."""
+    if isinstance(value, dict):
+        raise ValueError("it is a mapping; give a list of names, a text file or `folders`")
     if not isinstance(value, list | tuple):
         return value
     for item in value:

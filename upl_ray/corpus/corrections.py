@@ -78,7 +78,7 @@ def _read_rows(file: str) -> list[dict[str, str]]:
     except ConfigError as error:
         raise ConfigError(f"label.corrections: {error}") from None
     except (*UNREACHABLE, *PARQUET_ERRORS, RecursionError) as error:
-        raise ConfigError(f"label.corrections: {file!r} cannot be read ({first_line(error)}); correct it.") from None
+        raise ConfigError(f"label.corrections: {file!r} cannot be read: {first_line(error)}; correct it.") from None
     lacking = next((c for c in ("image_id", "label") if records and c not in records[0]), None)
     if lacking:
         raise ConfigError(

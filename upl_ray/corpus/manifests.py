@@ -106,7 +106,7 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
     except ConfigError:
         raise
     except (ValueError, RecursionError, csv.Error, *PARQUET_ERRORS) as error:
-        raise ConfigError(f"The manifest {path!r} cannot be read ({first_line(error)}); repair it.") from None
+        raise ConfigError(f"The manifest {path!r} cannot be read: {first_line(error)}; correct it.") from None
     images: dict[str, ImageFile] = {}
     for number, record in enumerate(records, 1):
         where = f"row {number} of the manifest {path!r}"
@@ -143,9 +143,12 @@ def text_records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
     """
     kind = path.lower().rpartition(".")[2]
     with fs.open_input_file(path) as file:
-        text = file.read().decode("utf-8-sig")  # with or without a byte order mark
+        data = file.read()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16, as some tables are exported; save it as UTF-8")
+    text = data.decode("utf-8-sig")  # with or without a byte order mark
     if kind == "csv":
-        return list(csv.DictReader(io.StringIO(text)))
+        return _csv_records(text)
     # Nothing else ends a line: JSON may hold U+2028 and U+0085.
     lines = [line for part in text.split("\n") if (line := part.strip(string.whitespace))]
     if kind == "txt":
@@ -155,6 +158,30 @@ def text_records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
         json.dumps(record, ensure_ascii=False).encode()  # raises on half of a surrogate pair, which no name may hold
     if not all(isinstance(r, dict) for r in records):
         raise ValueError('every line must be an object such as {"uri": "a.jpg"}')
+    return records
+
+
+def _csv_records(text: str) -> list[dict[str, Any]]:
+    """Rows by the names of their columns, blanks around these left out.
+
+    Raises:
+        ValueError: columns are parted by something else than commas, two have one name, or a row has more cells.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    names = [name.strip() for name in reader.fieldnames or []]
+    if len(names) == 1 and (found := re.search(r"[;\t|]", names[0])):
+        raise ValueError(f"its columns are parted by {found[0]!r}; save it with commas")
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise ValueError(f"it has two columns {doubled!r}; remove one of them")
+    reader.fieldnames = names
+    records = []
+    for record in reader:
+        if None in record:
+            raise ValueError(
+                f"row {len(records) + 1} has more cells than columns; put cells that hold commas in quotes"
+            )
+        records.append(record)
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,8 @@ from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError, quoted
 from upl_ray.storage.store import read_ahead
 from upl_ray.upl.metrics import UNLABELED, Labels, true_labels
+
+log = logging.getLogger(__name__)
 
 PARTS = re.compile(  # lower case
     r"(train|training|trainval|val|valid|validation|dev|test|testing|unlabell?ed)([-_ ]?(\d+|images?|imgs?|set|data))*"
@@ -48,6 +51,11 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
         raise ConfigError(
             f"{field}.labels of {corpus.name} are numbers up to {numbers[-1]} without 0, but classes are numbered from "
             f"0 to {len(classnames) - 1}; subtract 1, or give names."
+        )
+    if numbers and len(numbers) == len(labels) and numbers[0] > 0:
+        log.warning(
+            "%-12s labels are numbers from %d to %d, taken as counted from 0: %d is %r",
+            *(field, numbers[0], numbers[-1], numbers[0], classnames[min(numbers[0], len(classnames) - 1)]),
         )
     if len(strangers) == len(labels):
         first = (

@@ -31,6 +31,7 @@ from upl_ray.upl.zero_shot import fill_template
 
 log = logging.getLogger(__name__)
 
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".parquet", ".xlsx")
 SHOWN = 5  # names in a log line
 RAY_COPIES = "/working_dir_files/_ray_pkg_"  # where a job that was submitted with --working-dir stands
 
@@ -216,7 +217,7 @@ def check_prompts(spec: ClipSpec, prompts: list[str]) -> None:
     if cut.any():
         prompt = prompts[int(cut.int().argmax())]
         raise ConfigError(
-            f"The prompt {prompt!r} does not fit the context of {spec.name}; shorten the name or template."
+            f"The prompt {quoted(prompt)} does not fit the context of {spec.name}; shorten the name or template."
         )
     if ids.max() >= spec.vocabulary:
         raise ConfigError(
@@ -237,12 +238,14 @@ def read_classnames(given: str | tuple[str, ...]) -> tuple[str, ...]:
     """
     if isinstance(given, tuple):
         return check_classnames(list(given))
+    if given.lower().endswith(TABLES):
+        raise ConfigError(f"classnames {given!r} is no plain text; write one name a line into a .txt file, or a list.")
     try:
         text = read_text(given)
     except UNREACHABLE as error:
         raise ConfigError(
-            f"classnames {given!r} cannot be read from {Path.cwd()} ({first_line(error)}); give a text file, a list or "
-            f"`folders`."
+            f"classnames {given!r} cannot be read from {Path.cwd()} ({first_line(error)}); give a text file in UTF-8, "
+            f"a list or `folders`."
         ) from None
     lines = text.rstrip("\n").split("\n")
     if mark := _mark_of(lines):

@@ -86,8 +86,12 @@ def calibration_error(bins: npt.NDArray[np.float64]) -> float:
 
 
 def true_labels(labels: Iterable[str | None], classnames: tuple[str, ...]) -> Labels:
-    """Class index of each label [N]: a class name, or else a class' number from 0; UNLABELED where it is neither."""
-    index = {str(i): i for i in range(len(classnames))} | {name: i for i, name in enumerate(classnames)}
+    """Class index of each label [N]: a class name, or else a class' number from 0; UNLABELED where it is neither.
+
+    Tables with gaps hold numbers as `3.0`.
+    """
+    numbers = {text: i for i in range(len(classnames)) for text in (str(i), f"{i}.0")}
+    index = numbers | {name: i for i, name in enumerate(classnames)}
     return np.array([index.get(clean_classname(x or ""), UNLABELED) for x in labels], np.int64)
 
 
