@@ -117,7 +117,7 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
         ({"classnames": "~nosuchuser/x"}, "classnames '~nosuchuser/x' cannot be read.*give a text file"),
         ({"classnames": "latin.txt"}, "classnames 'latin.txt' cannot be read.*utf-8.*give a text file"),
         ({"classnames": "names.CSV"}, r"classnames 'names\.CSV' is no plain text; write one name a line into a"),
-        ({"classnames": ["cat"]}, "number of class names is 1, 'cat'; a classifier needs at least 2, one a line of a file"),
+        ({"classnames": ["cat"]}, "number of class names is 1, 'cat'; a classifier needs at least 2, one a line"),
         *(
             ({"classnames": f"{name}.txt"}, f"Every line of classnames '{name}.txt' {words}, .* one name a line, and")
             for name, words in {
