@@ -35,8 +35,8 @@ def check_classnames(names: list[str]) -> tuple[str, ...]:
     if doubled:
         raise ConfigError(f"The class name {quoted(min(doubled))} stands more than once; keep one of them.")
     if len(cleaned) < 2:
-        names = f", {quoted(cleaned[0])}" if cleaned else ""
+        only = f", {quoted(cleaned[0])}" if cleaned else ""
         raise ConfigError(
-            f"The number of class names is {len(cleaned)}{names}; a classifier needs at least 2, one a line of a file."
+            f"The number of class names is {len(cleaned)}{only}; a classifier needs at least 2, one a line of a file."
         )
     return tuple(cleaned)

@@ -90,8 +90,8 @@ def run_job(job: Callable[[], int]) -> int:
         return _report("failed", describe_error(error), 1)
     except KeyboardInterrupt as error:
         reason = "stopped by a signal; what is finished stays in storage, and the same command goes on from there"
-        number = received[0] if received else error.args[0] if isinstance(error, StoppedAtStart) else signal.SIGINT
-        status = _report("stopped", reason, 128 + number)
+        other: int = error.args[0] if isinstance(error, StoppedAtStart) else signal.SIGINT
+        status = _report("stopped", reason, 128 + (received[0] if received else other))
         if isinstance(error, StoppedAtStart):
             sys.stdout.flush()
             os._exit(status)

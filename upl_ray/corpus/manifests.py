@@ -175,7 +175,7 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
     if doubled is not None:
         raise ValueError(f"it has two columns {doubled!r}; remove one of them")
     reader.fieldnames = names
-    records = []
+    records: list[dict[str, Any]] = []
     for record in reader:
         if None in record:
             raise ValueError(
