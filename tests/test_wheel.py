@@ -48,7 +48,7 @@ def test_the_wheel_brings_its_commands_and_their_files(installed: Path, tmp_path
         assert "  run      From unlabeled images to an exported classifier." in usage.stdout
     wrong = call(installed, tmp_path, "upl-ray", "rum")
     assert (wrong.returncode, json.loads(wrong.stdout)["error"]) == (2, "There is no command 'rum'; did you mean run?")
-    for command in ("run", "predict", "compare", "ablate", "report", "init"):
+    for command in ("run", "predict", "compare", "ablate", "report", "init", "export"):
         usage = call(installed, tmp_path, "upl-ray", command, "--help")
         assert usage.returncode == 0, usage.stderr
         assert f"usage: upl-ray {command} " in usage.stdout

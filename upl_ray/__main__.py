@@ -11,7 +11,7 @@ from pathlib import Path
 from upl_ray.config.cli import run_job
 from upl_ray.errors import ConfigError
 
-COMMANDS = ("init", "run", "predict", "report", "compare", "ablate")
+COMMANDS = ("init", "run", "predict", "report", "compare", "ablate", "export")
 
 
 def main() -> None:

@@ -104,6 +104,10 @@ class ClipModel:
         x = x.to(torch.float32, memory_format=self.layout)
         return x.div_(255).sub_(self._mean).div_(self._std)  # in place: new memory costs more than the arithmetic
 
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """L2-normalised image features [N, D] float32 of the model's input [N, 3, H, W], on the model's device."""
+        return torch.nn.functional.normalize(self.model.encode_image(pixels.to(self.dtype)).float(), dim=-1)
+
     def encode_crops(self, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
         """L2-normalised image features [N, D] of uint8 crops [N, H, W, 3], rounded to half precision for storage.
 
@@ -118,8 +122,7 @@ class ClipModel:
         n = len(crops)
         if n < self.batch:
             crops = np.concatenate([crops, np.zeros((self.batch - n, *crops.shape[1:]), np.uint8)])
-        x = self.normalize_pixels(crops).to(self.dtype)
-        features = torch.nn.functional.normalize(self.model.encode_image(x).float(), dim=-1)[:n]  # [N, D]
+        features = self.encode_pixels(self.normalize_pixels(crops))[:n]  # [N, D]
         features = features.half().to("cpu", non_blocking=True)  # from a GPU into pinned memory
         return features, torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
 
