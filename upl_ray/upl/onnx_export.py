@@ -156,6 +156,9 @@ def _trace(classifier: Classifier) -> ModelProto:
     """The graph of a classifier.
 
     The older exporter of torch cannot export the attention of open_clip's transformers.
+
+    Raises:
+        ConfigError: the exporter cannot translate the image tower.
     """
     geometry = classifier.clip.spec.geometry
     crops = torch.zeros(2, geometry.height, geometry.width, 3, dtype=torch.uint8)  # one would fix N to 1
@@ -174,13 +177,18 @@ def _trace(classifier: Classifier) -> ModelProto:
     except torch.onnx.OnnxExporterError as error:
         raise ConfigError(
             f"The image tower of {classifier.clip.spec.name} cannot be exported to ONNX "
-            f"({first_line(error.__cause__ or error)}); use the classifier with torch, or learn one for another target."
+            f"({first_line(_root_cause(error))}); use the classifier with torch, or learn one for another target."
         ) from None
     assert program is not None
     model: ModelProto = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # stack traces, with the paths of this machine
     return model
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The error that an exporter's errors of several lines were raised from."""
+    return _root_cause(error.__cause__) if error.__cause__ else error
 
 
 def _difference(classifier: Classifier, data: bytes, n: int) -> float:
