@@ -182,6 +182,7 @@ class SyntheticRun:
         own = np.stack([self._drawn(true, 0.3 + 0.1 * b, rng) for b in range(n_labelers)], axis=1)
         confidence = rng.beta(4, 2, (len(ids), n_labelers)).astype(np.float32)
         columns = [ids, own[:, 0], confidence.mean(axis=1), own.tolist(), confidence.tolist()]
+        columns.append(rng.beta(1, 3, len(ids)).astype(np.float32))
         return pa.table(columns, schema=schema.PSEUDO_LABELS)
 
     def _predictions(self, pseudo: pa.Table, rng: np.random.Generator, variant: str) -> pa.Table:
@@ -191,7 +192,7 @@ class SyntheticRun:
         names = [self.classnames[i] for i in members[:, 0]]
         confidence = rng.beta(5, 2, len(ids)).astype(np.float32)
         even = self._drawn(true, 0.1, rng) if variant == "refined" else members[:, 0]
-        columns = [ids, members[:, 0], names, confidence, members.tolist(), even]
+        columns = [ids, members[:, 0], names, confidence, members.tolist(), even, pseudo["known"]]
         return pa.table(columns, schema=schema.PREDICTIONS)
 
     def _history(self, rng: np.random.Generator) -> pa.Table:

@@ -75,7 +75,7 @@ def nightly(store: Store, run: SyntheticRun) -> None:
         for shard in corpus.shards:
             if shard.state not in predictions.committed():
                 ids = [i for i in corpus.listing(shard)["image_id"].to_pylist() if i not in shard.removed]
-                row = (0, run.classnames[0], 1.0, [0] * run.members, 0)
+                row = (0, run.classnames[0], 1.0, [0] * run.members, 0, None)
                 columns = [[value] * len(ids) for value in row]
                 commit_predictions(predictions, shard, pa.table([ids, *columns], schema=schema.PREDICTIONS))
         publish(predictions, corpus, classifier)

@@ -32,7 +32,7 @@ def photos() -> list[Image.Image]:
     return [*noise, noise[0].convert("L"), noise[1].convert("RGBA"), *colours]
 
 
-def export(model: Path, folder: Path, average: str = "probabilities") -> Ensemble:
+def export(model: Path, folder: Path, average: str = "probabilities", words: bool = False) -> Ensemble:
     """Write a classifier of three members, whose classes are what sets some of the photos apart from the others."""
     clip = ClipModel(resolve_folder(model))
     crops = np.stack([center_crop(photo, clip.spec.geometry) for photo in photos()])
@@ -43,8 +43,9 @@ def export(model: Path, folder: Path, average: str = "probabilities") -> Ensembl
     text_features = torch.nn.functional.normalize(directions + noise, dim=-1)
     ctx = torch.randn(3, 4, 32, generator=generator)
     metadata = {"classnames": list(NAMES), "logit_scale": clip.logit_scale, "ensemble": average, "note": "é"}
-    Store(str(folder)).write(FILE, ensemble_bytes(clip.spec, text_features, ctx, **metadata))
-    return Ensemble(text_features, ctx, metadata)
+    zero_shot = (text_features[0].clone(), torch.nn.functional.normalize(-directions, dim=-1)) if words else None
+    Store(str(folder)).write(FILE, ensemble_bytes(clip.spec, text_features, ctx, zero_shot, **metadata))
+    return Ensemble(text_features, ctx, metadata, zero_shot)
 
 
 @pytest.fixture
@@ -60,6 +61,23 @@ def test_what_is_written_comes_back(model: Path, tmp_path: Path) -> None:
     assert read.classnames == NAMES
     assert read.average == "probabilities"
     assert written.metadata.items() <= read.metadata.items()
+
+
+def test_how_known_an_image_is_comes_from_the_template_and_the_words_of_the_file(model: Path, tmp_path: Path) -> None:
+    written = export(model, tmp_path / "with", words=True)
+    classifier = load_classifier(str(tmp_path / "with"))
+    assert classifier.ensemble.zero_shot is not None
+    assert all(map(torch.equal, classifier.ensemble.zero_shot, written.zero_shot or ()))
+    images = photos()
+    clip = classifier.clip
+    crops = np.stack([center_crop(photo, clip.spec.geometry) for photo in images])
+    features = torch.from_numpy(clip.encode_crops(crops)).float()
+    both = (clip.logit_scale * features @ torch.cat(classifier.ensemble.zero_shot).T).softmax(dim=1)
+    torch.testing.assert_close(classifier.known(images), both[:, : len(NAMES)].sum(dim=1), rtol=1e-4, atol=1e-5)
+    assert classifier.known(images).max() - classifier.known(images).min() > 0.1
+    export(model, tmp_path / "without")
+    with pytest.raises(ValueError, match="No words competed"):
+        load_classifier(str(tmp_path / "without")).known(images)
 
 
 def test_the_file_says_everything_about_itself(model: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from upl_ray.upl import zero_shot
 from upl_ray.upl.clip_model import ClipModel
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.ensemble import Ensemble
+from upl_ray.upl.known import competing
 from upl_ray.upl.prompt_encoder import PromptEncoder
 from upl_ray.upl.prompt_learner import PromptLearner
 
@@ -93,6 +94,16 @@ def test_zero_shot_and_the_ensemble_classify_on_the_device() -> None:
         return [zero_shot.probabilities(images, mean, 50.0), *ensemble.classify(images, "corpus")]
 
     on_both(classified, random(7, 24), random(3, 5, 24))
+
+
+def test_words_compete_on_the_device() -> None:
+    def shares(images: Tensor, texts: Tensor, words: Tensor) -> list[Tensor]:
+        ensemble = Ensemble(texts[None], texts, {"logit_scale": 50.0}, (texts, words))
+        found = ensemble.known(images)
+        assert found is not None
+        return [found, competing(words, texts).float()]
+
+    on_both(shares, random(7, 24), random(5, 24), random(9, 24))
 
 
 def test_labels_are_refined_on_the_device() -> None:

@@ -52,10 +52,11 @@ class Case:
     shares: list[float] | None = None
     precision: str = "fp32"
     preprocess: dict[str, Any] | None = None
+    words: bool = False  # compete with the classes
 
 
 CASES = {
-    "vit": Case({}, preprocess=PREPROCESS),
+    "vit": Case({}, preprocess=PREPROCESS, words=True),
     "vit, logits": Case({"layers": 2}, "logits", SHARES),
     "resnet": Case(RESNET, shares=SHARES, precision="bf16"),
     "timm, squash": Case(
@@ -84,7 +85,9 @@ def write_classifier(folder: Path | str, spec: ClipSpec, case: Case) -> None:
     text_features = torch.nn.functional.normalize(directions + noise, dim=-1)
     about = {"classnames": list(NAMES), "logit_scale": 15.0, "ensemble": case.average, "variant": "upl*"}
     about |= {"class_shares": case.shares, "variant": "refined"} if case.shares else {}
-    data = ensemble_bytes(spec, text_features, torch.zeros(3, 4, 32), **about)
+    words = torch.nn.functional.normalize(features[[1, 2, 3, 12, 13]] - features.mean(0), dim=-1)
+    zero_shot = (text_features[0].clone(), words) if case.words else None
+    data = ensemble_bytes(spec, text_features, torch.zeros(3, 4, 32), zero_shot, **about)
     Store(str(folder)).write(FILE, data)
 
 
@@ -120,10 +123,15 @@ def test_probabilities_and_labels_are_those_of_the_classifier(exported: tuple[Pa
     crops = np.stack([center_crop(image, spec.geometry) for image in images])
     session = onnxruntime.InferenceSession(folder / "classifier.onnx")
     for n in (1, 3, 17):
-        (p,) = session.run(None, {"crops": crops[-n:]})
+        p, *known = session.run(None, {"crops": crops[-n:]})
         assert (p.dtype, p.shape) == (np.float32, (n, 4))
+        assert [k.shape for k in known] == [(n,)] * case.words
         torch.testing.assert_close(torch.from_numpy(p), expected[-n:], rtol=0, atol=1e-4)
-    ours = Classifier(load_classifier(str(folder)).ensemble, ClipModel(spec, "fp32")).probabilities(images)
+    classifier = Classifier(load_classifier(str(folder)).ensemble, ClipModel(spec, "fp32"))
+    ours = classifier.probabilities(images)
+    if case.words:
+        assert 0.01 < classifier.known(images).min() < classifier.known(images).max() < 0.99
+        torch.testing.assert_close(torch.from_numpy(known[0]), classifier.known(images), rtol=0, atol=2e-3)
     torch.testing.assert_close(torch.from_numpy(p), ours, rtol=0, atol=2e-3)  # features in half precision
     sure = gap > 5e-3
     assert sure.sum() > 12
@@ -135,9 +143,10 @@ def test_the_file_says_how_it_is_used_and_where_it_is_from(exported: tuple[Path,
     session = onnxruntime.InferenceSession(folder / "classifier.onnx")
     spec = load_classifier(str(folder)).clip.spec
     size = case.vision.get("image_size", 32)
-    (crops,), (probabilities,) = session.get_inputs(), session.get_outputs()
+    (crops,), (probabilities, *known) = session.get_inputs(), session.get_outputs()
     assert (crops.name, crops.type, crops.shape) == ("crops", "tensor(uint8)", ["N", size, size, 3])
     assert (probabilities.name, probabilities.type, probabilities.shape) == ("probabilities", "tensor(float)", ["N", 4])
+    assert [(k.name, k.type, k.shape) for k in known] == [("known", "tensor(float)", ["N"])] * case.words
     about = session.get_modelmeta().custom_metadata_map
     assert {name: json.loads(about.pop(name)) for name in ("classnames", "mean", "std", "class_shares")} == {
         "classnames": list(NAMES),

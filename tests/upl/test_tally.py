@@ -14,7 +14,7 @@ from upl_ray.storage import schema
 from upl_ray.upl import metrics, tally
 from upl_ray.upl.tally import ORDERS, Models, Rows, Tally, join, numbers, tally_predictions, tally_shard, total, votes
 
-MODELS = Models(n_classes=6, labelers=("a", "b", "c"), target="b", n_members=5)
+MODELS = Models(n_classes=6, labelers=("a", "b", "c"), target="b", n_members=5, min_known=0.3)
 
 
 def draw(seed: int, n: int = 400) -> Rows:
@@ -30,6 +30,7 @@ def draw(seed: int, n: int = 400) -> Rows:
         label=rng.integers(0, 6, n),
         label_confidence=rng.choice(np.array([0.5, 0.6, 0.7], np.float32), n),  # full of ties
         members=rng.integers(0, 6, (n, 5)),
+        known=rng.random(n).astype(np.float32),
     )
 
 
@@ -39,13 +40,14 @@ def take(rows: Rows, order: np.ndarray) -> Rows:
 
 
 def pseudo_labels(rows: Rows) -> pa.Table:
-    columns = [rows.image_ids, rows.fused, rows.confidence, rows.own.tolist(), rows.own_confidence.tolist()]
+    columns = [rows.image_ids, rows.fused, rows.confidence, rows.own.tolist(), rows.own_confidence.tolist(), rows.known]
     return pa.table(columns, schema=schema.PSEUDO_LABELS)
 
 
 def predictions(rows: Rows) -> pa.Table:
     names = [str(x) for x in rows.label]
     columns = [rows.image_ids, rows.label, names, rows.label_confidence, rows.members.tolist(), rows.members[:, 0]]
+    columns.append(rows.known)
     return pa.table(columns, schema=schema.PREDICTIONS)
 
 
@@ -125,6 +127,13 @@ def test_changes_examples_and_votes_equal_naive_loops() -> None:
     assert [e["members_agree"] for e in found["doubtful"]] == [
         pytest.approx(sum(rows.members[i] == rows.fused[i]) / 5) for i in doubtful
     ]
+    least = sorted(range(400), key=lambda i: (rows.known[i], rows.confidence[i], rows.image_ids[i]))[:48]
+    assert [(e["image_id"], e["known"]) for e in found["least_known"]] == [
+        (rows.image_ids[i], float(rows.known[i])) for i in least
+    ]
+    tally = of_shard(rows).joined
+    assert (tally["known_images"], tally["known_below"]) == (400, sum(x < 0.3 for x in rows.known))
+    assert sum(found["known_bins"]) == 400
     known = np.flatnonzero(rows.true >= 0)
     assert (found["votes"]["images"], len(found["votes"]["right"])) == (len(known), ORDERS)
     order = np.random.default_rng(ORDERS - 1).permutation(5)

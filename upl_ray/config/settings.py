@@ -229,6 +229,14 @@ class Label(Section):
         description="Labels that a person gave to images of the corpus: a CSV, JSON-lines or Parquet file with the "
         "columns image_id and label (empty: none of the classes), or a list of such files. The report writes them.",
     )
+    negatives: Annotated[str | tuple[str, ...], BeforeValidator(classnames_from_yaml)] = Field(
+        "imagenet",
+        description="Other words that compete with the classes; the share of probability that stays on the classes is "
+        "the column `known`. `imagenet`: open_clip's names; a text file with one a line; or a list. Empty: no column.",
+    )
+    min_known: float = Field(
+        0.0, ge=0, le=1, description="Images whose `known` is below are selected for no class [0-1]; 0: off."
+    )
     max_rejected: float = Field(0.01, ge=0, le=1, description="Share of unreadable images that stops the job [0-1].")
     max_pixels: int = Field(178_956_970, ge=1, le=178_956_970, description="Larger images are rejected [pixels].")
     decode: Literal["exact", "fast"] = Field(
@@ -241,6 +249,12 @@ class Label(Section):
         description="Name of a backbone that labels nothing and judges instead whether a classifier is better than "
         "the template; empty: every backbone labels.",
     )
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Label:
+        if self.min_known and not self.negatives:
+            raise ValueError(f"min_known is {self.min_known}, but negatives is empty, so nothing competes; name words")
+        return self
 
     @property
     def correction_files(self) -> tuple[str, ...]:

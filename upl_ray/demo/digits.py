@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,32 @@ def write_digits(folder: Path) -> None:
     """Write ``folder/{corpus,scored}/<classname>/<index>.png``: light ink on black, grey, 64 x 64 pixels.
 
     ``index`` is the image's position in scikit-learn's set. The split is stratified and depends on nothing but that
-    position. Files that exist are kept; each file appears under its name only when it is complete, so a killed call
-    is repaired by the next one.
+    position. See `write_pictures`.
     """
     images, labels = load_digits(return_X_y=True)
+    write_pictures(
+        folder,
+        (
+            (f"{part}/{CLASSNAMES[labels[index]]}/{index:04d}.png", to_picture(images[index].reshape(8, 8)))
+            for index, part in enumerate(split(labels))
+        ),
+    )
+
+
+def write_pictures(folder: Path, pictures: Iterable[tuple[str, Image.Image]]) -> None:
+    """Write pictures under their names in a folder.
+
+    Files that exist are kept; each file appears under its name only when it is complete, so a killed call is repaired
+    by the next one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-        for index, part in enumerate(split(labels)):
-            path = folder / part / CLASSNAMES[labels[index]] / f"{index:04d}.png"
+        for name, picture in pictures:
+            path = folder / name
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 complete = Path(partial) / path.name
-                to_picture(images[index].reshape(8, 8)).save(complete)
+                picture.save(complete)
                 os.replace(complete, path)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from upl_ray.storage.store import absolute
 
 BACKBONES = Path(__file__).parent / "backbones"
-DIGITS = Path("upl-demo") / "digits"
+DIGITS, LETTERS = Path("upl-demo") / "digits", Path("upl-demo") / "letters"
 
 
 def settings(name: str) -> Path:
@@ -15,12 +15,19 @@ def settings(name: str) -> Path:
 
 
 def images(uri: str) -> str:
-    """Absolute address of a corpus; `demo:digits/...` is a folder beside the working directory, written when absent."""
+    """Absolute address of a corpus; `demo:...` is a folder beside the working directory, written when absent."""
     if not uri.startswith("demo:"):
         return absolute(uri)
+    if uri == "demo:letters":
+        from upl_ray.demo.letters import write_letters  # with matplotlib, for its fonts
+
+        write_letters(LETTERS)
+        return str(LETTERS.resolve())
     part = uri.removeprefix("demo:digits/")
     if part not in ("corpus", "scored"):
-        raise ValueError(f"There is no demo corpus {uri!r}; use demo:digits/corpus or demo:digits/scored.")
+        raise ValueError(
+            f"There is no demo corpus {uri!r}; use demo:digits/corpus, demo:digits/scored or demo:letters."
+        )
     from upl_ray.demo.digits import write_digits  # scikit-learn takes a second to import; only the demo needs it
 
     write_digits(DIGITS)

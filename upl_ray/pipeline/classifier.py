@@ -7,35 +7,40 @@ import torch
 from upl_ray.config.settings import Train
 from upl_ray.errors import ConfigError, Damaged, first_line
 from upl_ray.pipeline.members import read_members
+from upl_ray.pipeline.pseudo_labels import Labeler, read_negatives
 from upl_ray.pipeline.refinement import estimated_shares
+from upl_ray.pipeline.text import read_text_features
 from upl_ray.storage.step import Step, open_step
 from upl_ray.storage.store import UNREACHABLE, Store
-from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.ensemble import FILE, Ensemble, ensemble_bytes, find_classifier_folder, load_ensemble
 from upl_ray.upl.refine import floored
 
 
-def classifier_step(members: Step, recipe: Train) -> Step:
-    """The ensemble of the first `recipe.members` members."""
+def classifier_step(members: Step, recipe: Train, target: Labeler) -> Step:
+    """The ensemble of the first `recipe.members` members; where words compete, with the target's zero-shot features."""
     inputs = {"members": recipe.members, "ensemble": recipe.ensemble}
-    return Step.of(members.store, "classifier", version=2, inputs=inputs, needs=[members])
+    return Step.of(members.store, "classifier", version=3, inputs=inputs, needs=[members, *_known_steps(target)])
 
 
 def make_classifier(
     step: Step,
     members: Step,
-    spec: ClipSpec,
+    target: Labeler,
     classnames: tuple[str, ...],
     recipe: Train,
     variant: str,
     prior: Step | None = None,
 ) -> None:
-    """Put the members into one classifier file, with the class shares of the refinement they were learned beside."""
+    """Put the members into one classifier file, with what it needs to say how far an image shows a class at all.
+
+    With a prior, the class shares of the refinement that they were learned beside.
+    """
     tensors = read_members(members, recipe)
     data = ensemble_bytes(
-        spec,
+        target.spec,
         torch.stack([t["text_features"] for t in tensors]),
         torch.stack([t["ctx"] for t in tensors]),
+        (read_text_features(target.text)[0], read_negatives(target)) if target.negatives else None,
         classnames=list(classnames),
         logit_scale=float(tensors[0]["logit_scale"]),
         ensemble=recipe.ensemble,
@@ -45,6 +50,10 @@ def make_classifier(
     )
     files = step.write_file(FILE, data)
     step.finish(files=files, members=members.folder, variant=variant, classnames=list(classnames))
+
+
+def _known_steps(target: Labeler) -> list[Step]:
+    return [target.text, target.negatives] if target.negatives else []
 
 
 def find_classifier(uri: str) -> tuple[Step, Ensemble]:

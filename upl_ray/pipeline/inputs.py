@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from open_clip import IMAGENET_CLASSNAMES
+
 from upl_ray.cluster.connect import RayCluster
 from upl_ray.cluster.preflight import preflight
-from upl_ray.config.classnames import check_classnames
+from upl_ray.config.classnames import check_classnames, clean_classname
 from upl_ray.config.settings import Compute, Config, Section, Source, Train
 from upl_ray.corpus.archive_index import Spread
 from upl_ray.corpus.corrections import find_corrections, read_corrections
@@ -47,6 +49,7 @@ class Inputs:
     scored: Corpus | None
     specs: dict[str, ClipSpec]
     validation: Corpus | None = None  # for comparisons only
+    negatives: Mapping[str, list[str]] = field(default_factory=dict)  # backbone -> prompts of words that compete
     corrections: Step | None = None  # labels that a person gave to images of the corpus
     unknown_labels: Mapping[str, Counter[str]] = field(default_factory=dict)  # field -> labels that are no class
 
@@ -111,13 +114,15 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
     if config.label.decode == "fast":
         specs = decoded_fast(specs)
     _check_names(config, specs, classnames)
+    words = read_negatives(config.label.negatives)
+    negatives = {s.name: negative_prompts(s, config.template, words) for s in specs.values()} if words else {}
     log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
     log.info("%-12s %d: %s", "classes", len(classnames), _first_names(classnames))
     corrected = read_corrections(config.label.correction_files, classnames)
     corrections = find_corrections(store, corpus, corrected)
     if corrections:
         log.info("%-12s %d images", "corrections", len(corrected))
-    inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out, corrections, unknown)
+    inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out, negatives, corrections, unknown)
     if cluster:
         cluster.check_nodes(lambda: preflight(store, inputs.corpora, list(specs.values()), config.compute))
     return inputs
@@ -236,24 +241,60 @@ def read_classnames(given: str | tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         ConfigError: the file cannot be read, or see `check_classnames`.
     """
+    return check_classnames(_read_names("classnames", given, "a list or `folders`"))
+
+
+def read_negatives(given: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The words that compete with the classes, each once: ImageNet's, or those of a list or a text file.
+
+    Raises:
+        ConfigError: the file cannot be read, or a name has unseen characters.
+    """
+    if not given:
+        return ()
+    if given == "imagenet":
+        return tuple(dict.fromkeys(IMAGENET_CLASSNAMES))  # two of them name two classes
+    names = _read_names("label.negatives", given, "a list or `imagenet`")
+    return tuple(dict.fromkeys(clean_classname(name) for name in names if name.strip()))
+
+
+def negative_prompts(spec: ClipSpec, template: str, words: tuple[str, ...]) -> list[str]:
+    """The prompts of those words that fit the context of a model.
+
+    Raises:
+        ConfigError: none of them fits.
+    """
+    prompts = fill_template(template, words)
+    ids, cut = tokenize(load_tokenizer(spec.source), prompts)
+    fitting = ~cut & (ids.amax(dim=1) < spec.vocabulary)
+    if not fitting.any():
+        raise ConfigError(
+            f"None of the {len(words)} words of label.negatives fits the context of {spec.name} with the template "
+            f"{quoted(template)}, {quoted(words[0])} for example; give shorter ones, or an empty list."
+        )
+    return [prompt for prompt, fits in zip(prompts, fitting.tolist(), strict=True) if fits]
+
+
+def _read_names(field: str, given: str | tuple[str, ...], others: str) -> list[str]:
+    """Names from a list, or the lines of a text file; `others` are the forms that are no file."""
     if isinstance(given, tuple):
-        return check_classnames(list(given))
+        return list(given)
     if given.lower().endswith(TABLES):
-        raise ConfigError(f"classnames {given!r} is no plain text; write one name a line into a .txt file, or a list.")
+        raise ConfigError(f"{field} {given!r} is no plain text; write one name a line into a .txt file, or a list.")
     try:
         text = read_text(given)
     except UNREACHABLE as error:
         raise ConfigError(
-            f"classnames {given!r} cannot be read from {Path.cwd()} ({first_line(error)}); give a text file in UTF-8, "
-            f"a list or `folders`."
+            f"{field} {given!r} cannot be read from {Path.cwd()} ({first_line(error)}); give a text file in UTF-8, "
+            f"{others}."
         ) from None
     lines = text.rstrip("\n").split("\n")
     if mark := _mark_of(lines):
         raise ConfigError(
-            f"Every line of classnames {given!r} {mark}, which a prompt would read, too: {quoted(lines[0])}; write one "
+            f"Every line of {field} {given!r} {mark}, which a prompt would read, too: {quoted(lines[0])}; write one "
             f"name a line, and nothing else."
         )
-    return check_classnames(lines)
+    return lines
 
 
 def _mark_of(lines: list[str]) -> str:

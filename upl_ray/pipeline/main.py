@@ -30,7 +30,7 @@ from upl_ray.pipeline.inputs import Inputs, prepare
 from upl_ray.pipeline.members import unfinished_members
 from upl_ray.pipeline.plan import Plan, embedded_backbones, needed_features, plan_run, present_features
 from upl_ray.pipeline.predictions import make_predictions, publish
-from upl_ray.pipeline.pseudo_labels import Labeler, make_pseudo_labels
+from upl_ray.pipeline.pseudo_labels import Labeler, make_pseudo_labels, read_negatives
 from upl_ray.pipeline.refinement import (
     find_verdict,
     judge_labels,
@@ -52,6 +52,7 @@ from upl_ray.report.page import PAGE, write_report
 from upl_ray.storage.step import Step
 from upl_ray.upl.tally import Models
 from upl_ray.upl.verdict import describe
+from upl_ray.upl.zero_shot import all_prompts
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,8 @@ def embed_corpora(inputs: Inputs, plan: Plan, cluster: RayCluster) -> Snapshots:
 def sample_of(inputs: Inputs, labelers: Sequence[Labeler], corrections: Step | None = None) -> Sample:
     """The sample of the corpus that labels are refined with; it is read when it is first used."""
     per_class, n_classes = inputs.config.refine.sample_per_class, len(inputs.classnames)
-    return Sample(inputs.corpus, labelers, per_class, n_classes, inputs.config.compute, corrections)
+    min_known = inputs.config.label.min_known
+    return Sample(inputs.corpus, labelers, per_class, n_classes, inputs.config.compute, corrections, min_known)
 
 
 def _fit_judges(inputs: Inputs, plan: Plan, cluster: RayCluster) -> Plan:
@@ -217,9 +219,8 @@ def _train(inputs: Inputs, plan: Plan, cluster: RayCluster) -> None:
     training.train_members(tasks, unfinished, ray_train=cluster.joined)
     for (variant, chain), task in zip(plan.chains.items(), tasks, strict=True):
         if not chain.classifier.finished:
-            make_classifier(
-                chain.classifier, chain.members, inputs.target, inputs.classnames, config.train, variant, task.prior
-            )
+            own = next(x for x in plan.labelers[variant] if x.spec == inputs.target)
+            make_classifier(chain.classifier, chain.members, own, inputs.classnames, config.train, variant, task.prior)
 
 
 def _predict(inputs: Inputs, plan: Plan, variant: str, cluster: RayCluster) -> dict[str, Any]:
@@ -272,10 +273,18 @@ def _score(inputs: Inputs, plan: Plan, cluster: RayCluster) -> dict[str, Any]:
         if chain.scores.finished:  # perhaps only since the variant before, which has the same steps
             continue
         labelers = tuple(x.spec.name for x in plan.labelers[variant])
-        models = Models(len(inputs.classnames), labelers, inputs.target.name, inputs.config.train.members)
+        members, min_known = inputs.config.train.members, inputs.config.label.min_known
+        models = Models(len(inputs.classnames), labelers, inputs.target.name, members, min_known)
         task = ScoreTask(chain, labeled_sources(inputs), models, inputs.classnames, inputs.corrections)
         make_scores(task, inputs.config.compute)
-    return {variant: read_scores(chain.scores) for variant, chain in plan.chains.items()}
+    scores = {variant: read_scores(chain.scores) for variant, chain in plan.chains.items()}
+    known = scores[inputs.config.variants[0]]["known"]["corpus"]
+    if known and known["min_known"]:
+        log.info(
+            "%-12s %d of %d images are below label.min_known = %g, and selected for no class",
+            *("known", known["below"], known["images"], known["min_known"]),
+        )
+    return scores
 
 
 def label_corpora(
@@ -297,11 +306,20 @@ def label_corpora(
 def encode_texts(
     inputs: Inputs, labelers: Sequence[Labeler], template: str | tuple[str, ...], cluster: RayCluster
 ) -> None:
-    """Class features of some backbones, made where they are missing."""
-    texts = [(x.spec, x.text) for x in labelers if not x.text.finished]
-    if texts:
-        cluster.start(texts[0][1].folder)
-        make_text_features(texts, inputs.classnames, template, inputs.config.compute)
+    """Features of class names, and of words that compete with them, of some backbones, made where they are missing."""
+    prompts = all_prompts(template, inputs.classnames)
+    todo = []
+    for x in labelers:
+        wanted = [(x.text, prompts), *([(x.negatives, inputs.negatives[x.spec.name])] if x.negatives else [])]
+        if unfinished := [(step, of) for step, of in wanted if not step.finished]:
+            todo.append((x.spec, unfinished))
+    if todo:
+        cluster.start(todo[0][1][0][0].folder)
+        make_text_features(todo, inputs.config.compute)
+        for x in (x for x in labelers if x.negatives and x.spec in [spec for spec, _ in todo]):
+            n, given = len(read_negatives(x)), len(inputs.negatives[x.spec.name])
+            level = logging.INFO if n else logging.WARNING
+            log.log(level, "%-12s %s: %d of %d other words compete with the classes", "known", x.spec.name, n, given)
 
 
 def select_sample(
@@ -321,7 +339,8 @@ def select_sample(
     if not images:
         raise JobError(
             f"No image was drawn to learn from: refine.train_per_class = {recipe.train_per_class} is too small for a "
-            f"corpus of {inputs.corpus.images} images; raise it."
+            f"corpus of {inputs.corpus.images} images, or label.min_known = {inputs.config.label.min_known} is above "
+            f"all of them; change it."
         )
     log.info("%-12s %d images, %.1f a class on average", "selection", images, images / len(inputs.classnames))
 
@@ -331,14 +350,24 @@ def select_images(inputs: Inputs, pseudo_labels: Step, selection: Step, k: int, 
     n_classes = len(inputs.classnames)
     if not selection.finished:
         cluster.start(selection.folder)
-        make_selection(selection, inputs.corpus, pseudo_labels, k, n_classes, inputs.config.compute, inputs.corrections)
+        min_known, compute = inputs.config.label.min_known, inputs.config.compute
+        make_selection(selection, inputs.corpus, pseudo_labels, k, n_classes, compute, inputs.corrections, min_known)
     manifest = selection.manifest()
     if not manifest["images"]:
-        raise JobError("No image was selected: none of the corpus could be read; see rejected.parquet in its snapshot.")
+        raise JobError(_why_none(inputs))
     starved = [inputs.classnames[c] for c, n in enumerate(manifest["samples_per_class"]) if n == 0]
     log.info("%-12s %d images, top %d of %d classes", "selection", manifest["images"], k, n_classes)
     if starved:
         log.warning("%-12s %d class(es) got no image: %s", "selection", len(starved), ", ".join(starved[:10]))
+
+
+def _why_none(inputs: Inputs) -> str:
+    if inputs.config.label.min_known:
+        return (
+            f"No image was selected: none has label.min_known = {inputs.config.label.min_known} or more; lower it, or "
+            f"set it to 0 and look at the least known images in the report."
+        )
+    return "No image was selected: none of the corpus could be read; see rejected.parquet in its snapshot."
 
 
 def _drop_features(inputs: Inputs, plan: Plan) -> None:

@@ -86,25 +86,35 @@ def plan_labelers(
 ) -> tuple[Labeler, ...]:
     """Backbones that label with a template, in the order of their names: the same labelers always sum alike."""
     prompts = all_prompts(template, inputs.classnames)
-    ordered = sorted(specs, key=lambda s: s.name)
-    return tuple(Labeler(s, features[s.name], text_step(inputs.store, s, prompts)) for s in ordered)
+
+    def plan(spec: ClipSpec) -> Labeler:
+        words = inputs.negatives.get(spec.name, []) if template == inputs.config.template else []
+        negatives = text_step(inputs.store, spec, words) if words else None
+        return Labeler(spec, features[spec.name], text_step(inputs.store, spec, prompts), negatives)
+
+    return tuple(plan(spec) for spec in sorted(specs, key=lambda s: s.name))
 
 
 def _plan_chain(inputs: Inputs, features: dict[str, Step], labelers: tuple[Labeler, ...], refined: bool) -> Chain:
     config, target = inputs.config, inputs.target
+    own = next(x for x in labelers if x.spec == target)
     refinement, kept = None, None
     if refined:
         refinement = refinement_step(inputs.corpus, labelers, config.refine, inputs.corrections)
         kept = kept_refinement(refinement)
     pseudo_labels = pseudo_label_step(inputs.store, labelers, kept)
     if refined:
-        selection = soft_selection_step(inputs.corpus, pseudo_labels, config.refine, inputs.corrections)
+        selection = soft_selection_step(
+            inputs.corpus, pseudo_labels, config.refine, config.label.min_known, inputs.corrections
+        )
         views = soft_view_step(selection, target, config.refine)
     else:
-        selection = selection_step(inputs.corpus, pseudo_labels, config.label.top_k, inputs.corrections)
+        selection = selection_step(
+            inputs.corpus, pseudo_labels, config.label.top_k, config.label.min_known, inputs.corrections
+        )
         views = view_step(selection, target, config.views)
     members = member_step(views, target, inputs.classnames, config.train, kept if config.refine.adjust else None)
-    classifier = classifier_step(members, config.train)
+    classifier = classifier_step(members, config.train, own)
     predictions = prediction_step(inputs.corpus, classifier, features[target.name])
     scores = scores_step(predictions, labeled_sources(inputs))
     return Chain(pseudo_labels, selection, views, members, classifier, predictions, scores, refinement)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from upl_ray.config.settings import Compute
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.pipeline.features import read_features
-from upl_ray.pipeline.shardwise import Facts, classify_in_slices, commit_each_shard
+from upl_ray.pipeline.shardwise import Facts, classify_in_slices, commit_each_shard, known_in_slices
 from upl_ray.storage import schema
 from upl_ray.storage.step import Step
 from upl_ray.upl.ensemble import Ensemble, load_ensemble
@@ -28,7 +28,7 @@ _load_ensemble = lru_cache(maxsize=2)(load_ensemble)  # tasks of one process nee
 
 def prediction_step(corpus: Corpus, classifier: Step, features: Step) -> Step:
     """The predictions of a classifier for a corpus, from features of its image encoder; they grow with the corpus."""
-    return Step.of(corpus.step.store, "predictions", version=7, inputs={}, needs=[classifier, features, corpus.step])
+    return Step.of(corpus.step.store, "predictions", version=8, inputs={}, needs=[classifier, features, corpus.step])
 
 
 def make_predictions(step: Step, todo: list[Shard], classifier: Step, features: Step, compute: Compute) -> None:
@@ -44,7 +44,7 @@ def tally_facts(shard: Shard, table: pa.Table) -> Facts:
 
 
 def predict_shard(shard: Shard, features: Step, classifier_uri: str) -> pa.Table:
-    """Label, class name and confidence of each image: rows of `schema.PREDICTIONS`."""
+    """Label, class name, confidence and `known` of each image: rows of `schema.PREDICTIONS`."""
     ensemble: Ensemble = _load_ensemble(classifier_uri)
     ids, image_features = read_features(features, shard)
     probabilities, member_labels = classify_in_slices(image_features, ensemble)
@@ -52,8 +52,9 @@ def predict_shard(shard: Shard, features: Step, classifier_uri: str) -> pa.Table
     even = label
     if ensemble.class_shares is not None:
         even, _ = assign(classify_in_slices(image_features, ensemble, "even")[0])
+    known = known_in_slices(image_features, ensemble)
     names = [ensemble.classnames[i] for i in label.tolist()]
-    columns = [pa.array(ids, pa.string()), label, names, confidence, list(member_labels), even]
+    columns = [pa.array(ids, pa.string()), label, names, confidence, list(member_labels), even, known]
     return pa.table(columns, schema=schema.PREDICTIONS)
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from upl_ray.config.settings import Compute
 from upl_ray.corpus.shards import Shard
@@ -27,6 +28,7 @@ from upl_ray.storage.step import Step
 from upl_ray.storage.store import Store
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.fusion import Probabilities, assign, fuse
+from upl_ray.upl.known import competing, known
 from upl_ray.upl.refine import Mixture, memberships
 from upl_ray.upl.zero_shot import probabilities
 
@@ -38,6 +40,7 @@ class Labeler:
     spec: ClipSpec
     features: Step
     text: Step
+    negatives: Step | None = None  # text features of words that compete with the classes
     alone: Step | None = None  # the refinement of its labels by its own features, with which it judges
 
 
@@ -49,9 +52,12 @@ def pseudo_label_step(store: Store, labelers: Sequence[Labeler], refinement: Ste
     return Step.of(
         store,
         "pseudo_labels",
-        version=2,
+        version=3,
         inputs={"labelers": [x.spec.name for x in labelers]},
-        needs=[*(step for x in labelers for step in (x.features, x.text)), *([refinement] if refinement else [])],
+        needs=[
+            *(step for x in labelers for step in (x.features, x.text, x.negatives) if step),
+            *([refinement] if refinement else []),
+        ],
     )
 
 
@@ -111,6 +117,34 @@ def zero_shot(labeler: Labeler, image_features: npt.NDArray[np.float16]) -> Prob
     return apply_in_slices(image_features, classify, len(text_features))
 
 
+@lru_cache(maxsize=16)
+def read_negatives(labeler: Labeler) -> Tensor:
+    """Features [J, D_b] of the words that compete with the classes of a labeler; those near a class do not."""
+    assert labeler.negatives
+    negatives, text_features = (read_text_features(step)[0] for step in (labeler.negatives, labeler.text))
+    return negatives[competing(negatives, text_features)]
+
+
+def known_of(
+    labelers: Sequence[Labeler], features: Sequence[npt.NDArray[np.float16]]
+) -> npt.NDArray[np.float32] | None:
+    """Share of the fused probability that falls on the classes [n], from features B x [n, D_b].
+
+    None if no words compete.
+    """
+    if not all(x.negatives for x in labelers):
+        return None
+    shares = [_known(x, image_features) for x, image_features in zip(labelers, features, strict=True)]
+    fused: npt.NDArray[np.float64] = np.stack(shares).mean(axis=0, dtype=np.float64)
+    return fused.astype(np.float32)
+
+
+def _known(labeler: Labeler, image_features: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    text_features, logit_scale = _read_text_features(labeler.text)
+    negatives = read_negatives(labeler)
+    return apply_in_slices(image_features, lambda x: known(x, text_features, negatives, logit_scale)[:, None], 1)[:, 0]
+
+
 def label_shard(shard: Shard, labelers: Sequence[Labeler], refinement: Step | None = None) -> pa.Table:
     """Rows of `schema.PSEUDO_LABELS`: fused labels, or refined ones, and those of each labeler by itself."""
     ids, features, own = label_each(shard, labelers)
@@ -119,13 +153,14 @@ def label_shard(shard: Shard, labelers: Sequence[Labeler], refinement: Step | No
         mixture, beta = _read_mixture(refinement)
         fused = memberships([torch.from_numpy(x) for x in features], torch.from_numpy(fused), mixture, beta).numpy()
     label, confidence = assign(fused)
-    alone = [assign(p) for p in own]
+    alone, shares = [assign(p) for p in own], known_of(labelers, features)
     columns = [
         pa.array(image_ids, pa.string()),
         label,
         confidence,
         list(np.stack([x for x, _ in alone], axis=1)),
         list(np.stack([x for _, x in alone], axis=1)),
+        pa.nulls(len(image_ids), pa.float32()) if shares is None else shares,
     ]
     return pa.table(columns, schema=schema.PSEUDO_LABELS)
 

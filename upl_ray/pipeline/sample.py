@@ -23,10 +23,11 @@ from torch import Tensor
 from upl_ray.config.settings import Compute
 from upl_ray.corpus.corrections import NONE, ByShard, corrections_of
 from upl_ray.corpus.shards import Corpus, Shard
-from upl_ray.pipeline.pseudo_labels import Labeler, label_each
+from upl_ray.pipeline.pseudo_labels import Labeler, known_of, label_each
 from upl_ray.progress import Progress
 from upl_ray.storage.step import Step
 from upl_ray.upl.fusion import fuse
+from upl_ray.upl.known import is_known
 from upl_ray.upl.refine import Mixture, memberships
 from upl_ray.upl.sampling import sampled, sampling_rate
 
@@ -43,6 +44,7 @@ class Group:
     image_features: list[npt.NDArray[np.float16]]  # B x [n, D_b]
     fused: npt.NDArray[np.float32]  # [n, C] probabilities; of corrected images, those of their class
     corrected: npt.NDArray[np.bool_]  # [n]
+    known: npt.NDArray[np.bool_]  # [n] enough to be learned from, see `is_known`
 
     @property
     def features(self) -> list[Tensor]:
@@ -62,11 +64,12 @@ class Group:
         """Some of the images."""
         ids, shards = ([of[i] for i in rows] for of in (self.image_ids, self.shards))
         features = [x[rows] for x in self.image_features]
-        return Group(ids, shards, features, self.fused[rows], self.corrected[rows])
+        return Group(ids, shards, features, self.fused[rows], self.corrected[rows], self.known[rows])
 
     def sampled(self, rate: float) -> list[int]:
-        """Positions of the images of a smaller sample, and of all corrected ones."""
-        return sorted({*sampled(self.image_ids, rate), *np.flatnonzero(self.corrected).tolist()})
+        """Positions of the known images of a smaller sample, and of all corrected ones."""
+        known = (i for i in sampled(self.image_ids, rate) if self.known[i])
+        return sorted({*known, *np.flatnonzero(self.corrected).tolist()})
 
 
 class Sample:
@@ -83,9 +86,10 @@ class Sample:
         n_classes: int,
         compute: Compute,
         corrections: Step | None = None,
+        min_known: float = 0.0,
     ) -> None:
         self.corpus, self.labelers, self.n_classes, self.compute = corpus, labelers, n_classes, compute
-        self.corrections = corrections
+        self.corrections, self.min_known = corrections, min_known
         self.rate = sampling_rate(per_class, n_classes, corpus.images)
 
     @cached_property
@@ -93,7 +97,7 @@ class Sample:
         """The groups, in the order of the corpus' shards."""
         task, corrected = ray.remote(num_cpus=1)(_read_group), corrections_of(self.corrections)
         refs = [
-            task.remote(shards, self.labelers, self.rate, {s.id: corrected[s.id] for s in shards if s.id in corrected})
+            task.remote(shards, self.labelers, self.rate, _of_shards(corrected, shards), self.min_known)
             for shards in self._shards()
         ]
         progress, pending = Progress("sample", len(refs), "groups"), refs
@@ -144,7 +148,13 @@ def _on_one_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _read_group(shards: list[Shard], labelers: Sequence[Labeler], rate: float, corrected: ByShard) -> Group:
+def _of_shards(corrected: ByShard, shards: list[Shard]) -> ByShard:
+    return {s.id: corrected[s.id] for s in shards if s.id in corrected}
+
+
+def _read_group(
+    shards: list[Shard], labelers: Sequence[Labeler], rate: float, corrected: ByShard, min_known: float
+) -> Group:
     torch.set_num_threads(1)
     parts = []
     for shard in shards:
@@ -160,12 +170,15 @@ def _read_group(shards: list[Shard], labelers: Sequence[Labeler], rate: float, c
             if image_id in labels:
                 fused[i] = 0
                 fused[i, labels[image_id]] = 1
-        parts.append((image_ids, [shard.id] * len(image_ids), features, fused, [i in labels for i in image_ids]))
-    ids_of, shards_of, features_of, fused_of, corrected_of = zip(*parts, strict=True)
+        shares = known_of(labelers, features) if min_known else None
+        known = np.ones(len(ids), np.bool_) if shares is None else is_known(shares, min_known)
+        parts.append((image_ids, [shard.id] * len(image_ids), features, fused, [i in labels for i in image_ids], known))
+    ids_of, shards_of, features_of, fused_of, corrected_of, known_of_shards = zip(*parts, strict=True)
     return Group(
         [i for ids in ids_of for i in ids],
         [s for of_shard in shards_of for s in of_shard],
         [np.concatenate([features[b] for features in features_of]) for b in range(len(labelers))],
         np.concatenate(fused_of),
         np.array([c for of_shard in corrected_of for c in of_shard], np.bool_),
+        np.concatenate(known_of_shards),
     )

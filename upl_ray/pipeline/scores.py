@@ -35,7 +35,7 @@ from upl_ray.upl.tally import THRESHOLD, Models, Rows, Tally, join, numbers, tal
 if TYPE_CHECKING:  # with open_clip, which tasks do without
     from upl_ray.pipeline.inputs import Inputs
 
-SCORES = ("labelers", "selection", "zero_shot", "predictions")  # of the manifest, which `run.json` shows
+SCORES = ("labelers", "selection", "zero_shot", "known", "predictions")  # of the manifest, which `run.json` shows
 Sources = Mapping[str, tuple[Corpus, str]]  # `corpus`, `scored` -> images, and where their true labels come from
 Selected = dict[str, dict[str, Any]]  # image id -> the columns of `schema.SELECTED` that `schema.SELECTION` lacks
 
@@ -64,7 +64,7 @@ def labeled_sources(inputs: Inputs) -> Sources:
 def scores_step(predictions: Step, sources: Sources) -> Step:
     """The scores of one variant; they change with the true labels."""
     about = {part: [corpus.labels_digest, rule] for part, (corpus, rule) in sources.items()}
-    return Step.of(predictions.store, "scores", version=6, inputs={"sources": about}, needs=[predictions])
+    return Step.of(predictions.store, "scores", version=7, inputs={"sources": about}, needs=[predictions])
 
 
 def make_scores(task: ScoreTask, compute: Compute) -> None:
@@ -152,6 +152,7 @@ def store_scores(task: ScoreTask, tallies: Iterable[tuple[str, Tally, Selected]]
         labelers=list(task.models.labelers),
         selection=selection_scores(label, true, task.classnames),
         zero_shot={part: zero_shot_scores(tally, task.models) for part, tally in sums.items()},
+        known={part: known_scores(tally, task.models) for part, tally in sums.items()},
         predictions={part: prediction_scores(tally, task.models) for part, tally in sums.items()},
         parts=parts,
     )
@@ -207,6 +208,14 @@ def zero_shot_scores(tally: Tally, models: Models) -> dict[str, Any]:
             "precision": above["right"] / above["labeled"] if above["labeled"] else None,
         },
     }
+
+
+def known_scores(tally: Tally, models: Models) -> dict[str, Any] | None:
+    """Mean of `known`, the threshold, and how many images it keeps from selection; None where no words compete."""
+    images, share, below = (tally.joined[name] for name in ("known_images", "known_share", "known_below"))
+    if not images:
+        return None
+    return {"mean": share / images, "images": images, "min_known": models.min_known, "below": below}
 
 
 def prediction_scores(tally: Tally, models: Models) -> dict[str, Any]:

@@ -24,16 +24,20 @@ from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.storage import schema
 from upl_ray.storage.step import Step
 from upl_ray.storage.store import read_ahead
+from upl_ray.upl.known import is_known
 from upl_ray.upl.top_k import samples_per_class, top_k, with_pinned
 
 FILE = "selection.parquet"
 ROWS_OF_GROUP = 2**18  # images that one task reduces to at most classes x K
 
 
-def selection_step(corpus: Corpus, pseudo_labels: Step, k: int, corrections: Step | None = None) -> Step:
+def selection_step(
+    corpus: Corpus, pseudo_labels: Step, k: int, min_known: float = 0.0, corrections: Step | None = None
+) -> Step:
     """The top-K of every class of a corpus by some pseudo-labels, with what a person has corrected."""
-    inputs, needs = {"corpus": corpus.digest, "top_k": k}, [pseudo_labels, *([corrections] if corrections else [])]
-    return Step.of(pseudo_labels.store, "selection", version=3, inputs=inputs, needs=needs)
+    inputs = {"corpus": corpus.digest, "top_k": k, "min_known": min_known}
+    needs = [pseudo_labels, *([corrections] if corrections else [])]
+    return Step.of(pseudo_labels.store, "selection", version=4, inputs=inputs, needs=needs)
 
 
 def make_selection(
@@ -44,13 +48,20 @@ def make_selection(
     n_classes: int,
     compute: Compute,
     corrections: Step | None = None,
+    min_known: float = 0.0,
 ) -> None:
-    """Select the top-K of every class from the pseudo-labels of all shards; corrected images are pinned."""
+    """Select the top-K of every class from the pseudo-labels of all shards; corrected images are pinned.
+
+    Images that are less known than `min_known` are selected for no class.
+    """
     corrected = corrections_of(corrections)
 
     def read(group: list[Shard]) -> Iterator[pa.Table]:
         for shard in group:
-            rows = labels.read_shard(shard.state, ["image_id", "pseudo_label", "confidence"])
+            columns = ["image_id", "pseudo_label", "confidence", *(["known"] if min_known else [])]
+            rows = labels.read_shard(shard.state, columns)
+            if min_known:
+                rows = rows.filter(pa.array(is_known(rows["known"].to_numpy(), min_known)))
             if own := corrected.get(shard.id):
                 rows = rows.filter(pa.array([i not in own for i in rows["image_id"].to_pylist()], pa.bool_()))
             yield rows.append_column("shard", pa.array([shard.id] * len(rows), pa.string()))

@@ -142,5 +142,12 @@ def classify_in_slices(
     return probabilities, member_labels
 
 
+def known_in_slices(features: npt.NDArray[np.float16], ensemble: Ensemble) -> pa.Array:
+    """`Ensemble.known` of features [N, D] as a column; nulls where no words compete."""
+    parts = [ensemble.known(torch.from_numpy(features[rows])) for rows in _slices(len(features))]
+    shares = [x for part in parts if part is not None for x in part.tolist()]
+    return pa.array(shares or [None] * len(features), pa.float32())
+
+
 def _slices(n: int) -> Iterator[slice]:
     return (slice(first, first + ROWS_AT_ONCE) for first in range(0, n, ROWS_AT_ONCE))

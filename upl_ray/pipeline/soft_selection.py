@@ -26,11 +26,14 @@ from upl_ray.upl.sampling import sampling_rate
 from upl_ray.upl.top_k import top_k
 
 
-def soft_selection_step(corpus: Corpus, pseudo_labels: Step, recipe: Refine, corrections: Step | None = None) -> Step:
+def soft_selection_step(
+    corpus: Corpus, pseudo_labels: Step, recipe: Refine, min_known: float = 0.0, corrections: Step | None = None
+) -> Step:
     """The images of a corpus that prompts are learned on, by refined labels and what a person has corrected."""
-    inputs = {"corpus": corpus.digest, "train_per_class": recipe.train_per_class, "of": recipe.sample_per_class}
+    sizes = {"train_per_class": recipe.train_per_class, "of": recipe.sample_per_class}
+    inputs = {"corpus": corpus.digest, "min_known": min_known, **sizes}
     needs = [pseudo_labels, *([corrections] if corrections else [])]
-    return Step.of(pseudo_labels.store, "selection", version=7, inputs=inputs, needs=needs)
+    return Step.of(pseudo_labels.store, "selection", version=8, inputs=inputs, needs=needs)
 
 
 def soft_view_step(selection: Step, spec: ClipSpec, recipe: Refine) -> Step:

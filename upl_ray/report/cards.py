@@ -25,7 +25,7 @@ TILE_BYTES = 160  # of the smallest thumbnail
 MOST_SPRITE_BYTES = 4_500_000
 MAX_CARDS = 4_000
 
-DOUBTFUL = "doubtful"  # sprite of the images to look at first, by the exported variant
+LOOKS = ("doubtful", "least_known")  # sprites of the images to look at first, by the exported variant
 SAMPLED_TILES = 16  # of a class, where the selection is a sample of any size
 
 RowsOfClass = dict[int, list[dict[str, Any]]]  # class -> its selected images by rank
@@ -94,7 +94,7 @@ def _by_chance(row: dict[str, Any]) -> int:
 
 
 def make_cards(found: list[Findings], names: tuple[str, ...], corpus: Corpus) -> tuple[list[Card], dict[str, Sprite]]:
-    """Cards of every variant and class, and the sprites of other images: `<slug> changed`, and `DOUBTFUL`.
+    """Cards of every variant and class, and the sprites of other images: `<slug> changed`, and `LOOKS`.
 
     Cards that need a look come first: starved classes, then those of least agreement. A page shows MAX_CARDS; the
     others are in the tables only.
@@ -105,14 +105,14 @@ def make_cards(found: list[Findings], names: tuple[str, ...], corpus: Corpus) ->
     bare.sort(key=lambda card: (order[card.variant], card.few, card.agreement, card.label))
     fair = sorted(bare, key=lambda card: (card.few, card.agreement))[:MAX_CARDS]
     wanted: Wanted = {f"{f.slug} changed": _places(f.corpus["examples"]) for f in found}
-    wanted |= {DOUBTFUL: _places(found[0].corpus["doubtful"])}
+    wanted |= {name: _places(found[0].corpus.get(name, [])) for name in LOOKS}
     wanted |= {f"{c.variant} {c.label}": _places(tiles[c.variant].get(c.label, [])) for c in fair}
     wanted, budget = _fitted({key: places for key, places in wanted.items() if places}, fair, names)
     sprites = load_sprites(corpus, wanted, budget)
     shown = {(c.variant, c.label) for c in fair}
     bare = [replace(c, shown=(c.variant, c.label) in shown) for c in bare]
     cards = [_with_sprite(c, tiles[c.variant].get(c.label, []), sprites.get(f"{c.variant} {c.label}")) for c in bare]
-    others = {DOUBTFUL, *(f"{f.slug} changed" for f in found)}
+    others = {*LOOKS, *(f"{f.slug} changed" for f in found)}
     return cards, {key: sprites[key] for key in sorted(others & sprites.keys())}
 
 
@@ -177,11 +177,13 @@ def image_rows(found: list[Findings], cards: list[Card]) -> dict[str, dict[int, 
     return rows
 
 
-def doubtful_rows(exported: Findings, sprite: Sprite | None) -> list[list[Any]]:
-    """The same, and behind it the pseudo-label, of the images to look at first."""
-    several = len(exported.variant.labelers) > 1
-    shown = exported.corpus["doubtful"][: sprite.tiles if sprite else 0]
-    return [[*_image_row(r, several), r["pseudo_label"]] for r in shown]
+def look_rows(exported: Findings, sprites: dict[str, Sprite]) -> dict[str, list[list[Any]]]:
+    """The same, and behind it the pseudo-label and `known`, of the images to look at first."""
+    several, rows = len(exported.variant.labelers) > 1, {}
+    for name in LOOKS:
+        shown = exported.corpus[name][: sprites[name].tiles] if name in sprites else []
+        rows[name] = [[*_image_row(r, several), r["pseudo_label"], r.get("known")] for r in shown]
+    return rows
 
 
 def _image_row(r: dict[str, Any], several: bool) -> list[Any]:

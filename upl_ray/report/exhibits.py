@@ -32,6 +32,7 @@ from upl_ray.report.findings import (
     zero_shot_accuracy,
 )
 from upl_ray.upl.agreement import estimated_accuracies
+from upl_ray.upl.known import share_edges
 from upl_ray.upl.metrics import calibration_error
 
 HEAT_COLUMNS = 24  # classes of a heat map
@@ -63,6 +64,7 @@ def all_exhibits(found: list[Findings], names: tuple[str, ...], top_k: int) -> I
         yield "observations", confidence_accuracy(f, names)
     for f in found:
         yield "observations", imbalance(f, names, top_k)
+    yield from (("observations", e) for e in [known(found[0])] if e)
     yield from (("members", e) for e in (training(found), members(found), ensemble_gain(found)) if e)
     for f in found:
         yield from (("changes", e) for e in (changes(f, names), confusion(f, names)) if e)
@@ -218,6 +220,23 @@ def imbalance(f: Findings, names: tuple[str, ...], top_k: int) -> Exhibit:
     rows = [[names[c], above[c], chosen[c]] for c in range(len(names))]
     title = f"{f.title}: balance of the selection"
     return Exhibit(f"imbalance-{f.slug}", title, caption, figure, ["class", *series], rows)
+
+
+def known(f: Findings) -> Exhibit | None:
+    """How far the images show one of the classes at all; None where no words compete."""
+    scores, counts = (f.scores.get("known") or {}).get("corpus"), f.corpus.get("known_bins", [])
+    if not scores:
+        return None
+    edges, threshold = share_edges(), scores["min_known"]
+    figure = figures.known_shares(counts, edges, threshold)
+    caption = (
+        "The share of probability that stays on the classes while other words compete. Look for a hill on the left: "
+        "images of something else. What its height means differs from model to model and with the words."
+    )
+    if threshold:
+        caption += f" {scores['below']:,} images are left of label.min_known, {threshold:g}, and selected for no class."
+    rows = [[low, high, n] for low, high, n in zip(edges.tolist(), edges[1:].tolist(), counts, strict=False)]
+    return Exhibit("known", "Known images", caption, figure, ["from", "to", "images"], rows)
 
 
 def training(found: list[Findings]) -> Exhibit:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 LABELS_LIMIT = 200_000  # images of a corpus whose labels every report exports; those of larger ones on demand
 SHARDS_AHEAD = 4  # tables of shards that are read ahead
-PREDICTIONS = ["image_id", "label", "classname", "confidence", "members_agree"]
+PREDICTIONS = ["image_id", "label", "classname", "confidence", "members_agree", "known"]
 EVEN = "even_label"  # of refined ensembles, a column more: the label where no class is taken to be more frequent
-PSEUDO_LABELS = ["image_id", "pseudo_label", "classname", "confidence", "labelers_agree"]
+PSEUDO_LABELS = ["image_id", "pseudo_label", "classname", "confidence", "labelers_agree", "known"]
 CLASSES = ["class", "classname", "selected", "pseudo_labels", "labelers_agree", "members_agree", "right", "labeled"]
 CONFUSION = ["true", "predicted", "images", "true_classname", "predicted_classname"]
 SELECTED = ["pseudo_label", "rank", "confidence", "labelers_agree", "members_agree", "label", "true_label"]
@@ -136,7 +136,8 @@ def _predictions(run: FinishedRun, variant: Variant) -> Iterator[list[Any]]:
             votes = r["member_labels"]
             agree = votes.count(r["label"]) / len(votes)
             even = [r[EVEN]] if variant.refined else []
-            yield [r["image_id"], r["label"], r["classname"], f"{r['confidence']:.6f}", f"{agree:.4f}", *even]
+            numbers = [f"{r['confidence']:.6f}", f"{agree:.4f}", _known(r)]
+            yield [r["image_id"], r["label"], r["classname"], *numbers, *even]
 
 
 def _pseudo_labels(run: FinishedRun, variant: Variant) -> Iterator[list[Any]]:
@@ -145,7 +146,12 @@ def _pseudo_labels(run: FinishedRun, variant: Variant) -> Iterator[list[Any]]:
         for r in table.to_pylist():
             votes, label = r["backbone_labels"], r["pseudo_label"]
             agree = votes.count(label) / len(votes)
-            yield [r["image_id"], label, names[label], f"{r['confidence']:.6f}", f"{agree:.4f}"]
+            yield [r["image_id"], label, names[label], f"{r['confidence']:.6f}", f"{agree:.4f}", _known(r)]
+
+
+def _known(row: dict[str, Any]) -> str:
+    share = row.get("known")  # of no run before labels had it
+    return "" if share is None else f"{share:.4f}"
 
 
 def _write_fiftyone(run: FinishedRun, variant: Variant, folder: str) -> list[str]:
@@ -160,10 +166,11 @@ def _write_fiftyone(run: FinishedRun, variant: Variant, folder: str) -> list[str
                 "attributes": {
                     "image_id": image_id,
                     "members_agree": float(agree),
+                    **({"known": float(known)} if known else {}),
                     **dict(zip([EVEN], even, strict=False)),
                 },
             }
-            for image_id, label, _, confidence, agree, *even in _predictions(run, variant)
+            for image_id, label, _, confidence, agree, known, *even in _predictions(run, variant)
         )
         _write_items(out, samples)
         out.write("}}\n")

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from upl_ray.report.findings import Estimate
 
@@ -312,6 +312,22 @@ def confidences(curves: dict[str, FloatArray]) -> Figure:
     percent_axis(axes.xaxis)
     percent_axis(axes.yaxis)
     figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+def known_shares(counts: Sequence[int], edges: FloatArray, threshold: float) -> Figure:
+    """Numbers of images by share of probability, on a scale that is fine near 0 and 1."""
+    figure, axes = new_figure(3.0)
+    axes.set_xscale("logit")
+    axes.stairs(counts, edges, color=SERIES[0], fill=True, alpha=0.7)
+    if threshold:
+        axes.axvline(threshold, color=SERIES[1], linestyle="--", label="label.min_known")
+        figure.legend(loc="outside upper right")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(FixedLocator([1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("known")
+    axes.set_ylabel("images")
     return figure
 
 

@@ -26,7 +26,7 @@ from upl_ray.corpus.corrections import NONE
 from upl_ray.corpus.shards import REJECTED
 from upl_ray.errors import Damaged
 from upl_ray.progress import duration
-from upl_ray.report.cards import DOUBTFUL, Card, data_address, doubtful_rows, frames, image_rows, make_cards
+from upl_ray.report.cards import LOOKS, Card, data_address, frames, image_rows, look_rows, make_cards
 from upl_ray.report.exhibits import Exhibit, all_exhibits
 from upl_ray.report.export import LABELS_LIMIT, all_tables, export_labels, rejected_rows, write_events, write_table
 from upl_ray.report.figures import figure_style, to_png, to_svg
@@ -49,7 +49,7 @@ from upl_ray.storage.store import Store
 
 log = logging.getLogger(__name__)
 
-VERSION = 7  # raise when the same run gives another report
+VERSION = 8  # raise when the same run gives another report
 FOLDER = "report"
 PAGE = f"{FOLDER}/index.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -161,7 +161,8 @@ def _context(
         "cards": [c for c in cards if c.shown],
         "hidden": sum(not c.shown for c in cards),
         "sprites": sprites,
-        "doubtful": sprites.get(DOUBTFUL),
+        "looks": [name for name in LOOKS if name in sprites],
+        "known": found[0].scores.get("known"),
         "corrections": _corrections(run),
         "exhibits": shown,
         "steps": _step_rows(run),
@@ -180,12 +181,12 @@ def _context(
 
 def _data(run: FinishedRun, found: list[Findings], cards: list[Card], sprites: dict[str, Sprite]) -> dict[str, Any]:
     """The values that the page's script works on."""
-    images, doubtful = image_rows(found, cards), doubtful_rows(found[0], sprites.get(DOUBTFUL))
+    images = image_rows(found, cards)
     shown = {row[0] for of in images.values() for rows in of.values() for row in rows}
     return {
         "names": run.classnames,
         "images": images,
-        "doubtful": doubtful,
+        **look_rows(found[0], sprites),
         "labeled": found[0].corpus["labeled"] > 0,
         "corpus": run.addresses,  # corrections of earlier nights are those of the same images
         "corrected": {i: label for i, label in run.corrections.items() if i in shown},

@@ -25,6 +25,7 @@ PSEUDO_LABELS = pa.schema(
         ("confidence", pa.float32()),
         ("backbone_labels", pa.list_(pa.int32())),
         ("backbone_confidences", pa.list_(pa.float32())),
+        ("known", pa.float32()),  # share of probability on the classes while other words compete; null without these
     ]
 )
 
@@ -65,6 +66,7 @@ PREDICTIONS = pa.schema(
         ("confidence", pa.float32()),
         ("member_labels", pa.list_(pa.int32())),  # argmax of each member; their agreement needs no true labels
         ("even_label", pa.int32()),  # the ensemble's where no class is more frequent; differs if it knows class shares
+        ("known", pa.float32()),  # by the target's zero-shot alone, see `PSEUDO_LABELS`
     ]
 )
 

@@ -114,6 +114,11 @@ def study_inputs(config: Config, cluster: RayCluster | None = None) -> Inputs:
             f"label.corrections is {config.label.corrections!r}, but a study compares what methods find by themselves; "
             f"omit it here."
         )
+    if config.label.min_known:
+        raise ConfigError(
+            f"label.min_known is {config.label.min_known}, but a study compares how the images of all classes are "
+            f"selected; omit it here."
+        )
     config = config.model_copy(update={"variants": ("upl*", "upl"), "keep_features": "all"})
     inputs = prepare(config, cluster, validation=True)
     check_corpus_labels(inputs.config)

@@ -37,6 +37,25 @@ class Classifier:
 
     def probabilities(self, images: Iterable[Image.Image], mixture: Mixture = "corpus") -> Tensor:
         """Class probabilities [N, C] of PIL images of any size and mode; see `predict`."""
+        if mixture not in get_args(Mixture):
+            raise ValueError(f"The mixture {mixture!r} is unknown; use {' or '.join(map(repr, get_args(Mixture)))}.")
+        return self.ensemble.probabilities(self._encode(images), mixture)
+
+    def known(self, images: Iterable[Image.Image]) -> Tensor:
+        """How far each image shows one of the classes at all, [N] in [0, 1]; see `upl.known`.
+
+        Raises:
+            TypeError, ValueError: see `predict`; or no words competed with the classes when this was learned.
+        """
+        shares = self.ensemble.known(self._encode(images))
+        if shares is None:
+            raise ValueError(
+                "No words competed with the classes of this classifier; set label.negatives, and run again."
+            )
+        return shares
+
+    def _encode(self, images: Iterable[Image.Image]) -> Tensor:
+        """Normalised features [N, D]."""
         images = list(images)
         strangers = [type(x).__name__ for x in images if not _is_image(x)]
         if strangers:
@@ -44,12 +63,10 @@ class Classifier:
                 f"The classifier takes PIL images, and was given a {strangers[0]}; open files with PIL.Image.open, and "
                 f"turn arrays into images with PIL.Image.fromarray."
             )
-        if mixture not in get_args(Mixture):
-            raise ValueError(f"The mixture {mixture!r} is unknown; use {' or '.join(map(repr, get_args(Mixture)))}.")
         if not images:
-            return torch.zeros(0, len(self.classnames))
+            return torch.zeros(0, self.clip.spec.dim)
         crops = np.stack([center_crop(image, self.clip.spec.geometry) for image in images])
-        return self.ensemble.probabilities(torch.from_numpy(self.clip.encode_crops(crops)), mixture)
+        return torch.from_numpy(self.clip.encode_crops(crops))
 
     def predict(self, images: Iterable[Image.Image], mixture: Mixture = "corpus") -> tuple[list[str], list[float]]:
         """Class name and confidence [0-1] of each image.

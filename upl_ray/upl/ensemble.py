@@ -14,10 +14,12 @@ from torch import Tensor
 from upl_ray.storage.step import MANIFEST
 from upl_ray.storage.store import Store, absolute, is_remote
 from upl_ray.upl.clip_spec import ClipSpec
+from upl_ray.upl.known import known
 from upl_ray.upl.tensors import load_tensors, save_tensors
 from upl_ray.upl.zero_shot import average_members, member_logits
 
 FILE = "classifier.safetensors"
+ZERO_SHOT = ("zero_shot", "negatives")  # names of tensors, see `Ensemble.zero_shot`
 Mixture = Literal["corpus", "even"]  # of classes
 
 
@@ -28,6 +30,7 @@ class Ensemble:
     text_features: Tensor  # [S, C, D] float32, normalised
     ctx: Tensor  # [S, M, W] float32
     metadata: dict[str, Any]
+    zero_shot: tuple[Tensor, Tensor] | None = None  # of the template: classes [C, D], words that compete [J, D]
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -61,18 +64,35 @@ class Ensemble:
             logits = logits + self.class_shares.log().to(logits.device)
         return average_members(logits, self.average), logits.argmax(dim=-1)
 
+    def known(self, image_features: Tensor) -> Tensor | None:
+        """How far normalised image features [N, D] show one of the classes at all, [N] in [0, 1]; see `known`.
+
+        By the template's text features, beside which other words compete; None where the run had no such words.
+        """
+        if self.zero_shot is None:
+            return None
+        classes, words = (x.to(image_features.device) for x in self.zero_shot)
+        return known(image_features, classes, words, self.metadata["logit_scale"])
+
     def probabilities(self, image_features: Tensor, mixture: Mixture = "corpus") -> Tensor:
         """Class probabilities of the ensemble [N, C] float32 for normalised image features [N, D]; see `classify`."""
         return self.classify(image_features, mixture)[0]
 
 
-def ensemble_bytes(spec: ClipSpec, text_features: Tensor, ctx: Tensor, **metadata: Any) -> bytes:
+def ensemble_bytes(
+    spec: ClipSpec,
+    text_features: Tensor,
+    ctx: Tensor,
+    zero_shot: tuple[Tensor, Tensor] | None = None,
+    **metadata: Any,
+) -> bytes:
     """The content of a classifier file.
 
     Args:
         spec: the image encoder that the prompts were learned for.
         text_features: class features of each member [S, C, D] float32.
         ctx: context vectors of each member [S, M, W] float32.
+        zero_shot: see `Ensemble.zero_shot`.
         metadata: `classnames`, `logit_scale`, `ensemble` (see `Ensemble.average`), and more for readers.
     """
     about = {
@@ -85,7 +105,9 @@ def ensemble_bytes(spec: ClipSpec, text_features: Tensor, ctx: Tensor, **metadat
         "backbone": spec.backbone.model_dump(),
         **metadata,
     }
-    return save_tensors({"text_features": text_features.contiguous(), "ctx": ctx.contiguous()}, about)
+    tensors = {"text_features": text_features, "ctx": ctx}
+    tensors |= dict(zip(ZERO_SHOT, zero_shot, strict=True)) if zero_shot else {}
+    return save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, about)
 
 
 def find_classifier_folder(uri: str) -> str:
@@ -118,4 +140,6 @@ def load_ensemble(uri: str) -> Ensemble:
     store = Store(find_classifier_folder(uri))
     remedy = store.join(MANIFEST) if MANIFEST in store.names("") else ""  # none beside a file that was taken away
     tensors, about = load_tensors(store.read(FILE), store.join(FILE), remedy)
-    return Ensemble(tensors["text_features"], tensors["ctx"], about)
+    classes, words = (tensors.get(name) for name in ZERO_SHOT)
+    zero_shot = None if classes is None or words is None else (classes, words)
+    return Ensemble(tensors["text_features"], tensors["ctx"], about, zero_shot)

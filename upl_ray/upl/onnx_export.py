@@ -23,7 +23,7 @@ from upl_ray.errors import ConfigError, JobError, first_line
 from upl_ray.storage.store import UNREACHABLE, Store, absolute, is_remote
 from upl_ray.upl.classifier import Classifier, classifier_spec
 from upl_ray.upl.clip_model import ClipModel
-from upl_ray.upl.ensemble import find_classifier_folder, load_ensemble
+from upl_ray.upl.ensemble import Ensemble, find_classifier_folder, load_ensemble
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = "classifier.onnx"
+OUTPUTS = ("probabilities", "known")
 OPSET = 18  # the one that torch's exporter writes without converting
 MAX_BYTES = 2**31 - 1  # of a protobuf message; larger models need a second file for their weights
 MARGIN_BYTES = 2**24  # for the graph itself and the metadata
@@ -138,7 +139,7 @@ def onnx_metadata(classifier: Classifier) -> dict[str, str]:
 
 
 class _Graph(torch.nn.Module):
-    """uint8 crops [N, H, W, 3] -> class probabilities [N, C] float32."""
+    """uint8 crops [N, H, W, 3] -> class probabilities [N, C] float32; and `known` [N] where words compete."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -147,9 +148,15 @@ class _Graph(torch.nn.Module):
         self.mean = torch.tensor(self.clip.spec.mean).view(3, 1, 1)
         self.std = torch.tensor(self.clip.spec.std).view(3, 1, 1)
 
-    def forward(self, crops: Tensor) -> Tensor:
+    def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
         pixels = crops.permute(0, 3, 1, 2).float() / 255  # [N, 3, H, W]
-        return self.ensemble.probabilities(self.clip.encode_pixels((pixels - self.mean) / self.std))
+        return _outputs(self.ensemble, self.clip.encode_pixels((pixels - self.mean) / self.std))
+
+
+def _outputs(ensemble: Ensemble, image_features: Tensor) -> tuple[Tensor, ...]:
+    """The values behind `OUTPUTS`, as far as the ensemble has them."""
+    known = ensemble.known(image_features)
+    return (ensemble.probabilities(image_features), *(() if known is None else (known,)))
 
 
 def _trace(classifier: Classifier) -> ModelProto:
@@ -170,7 +177,7 @@ def _trace(classifier: Classifier) -> ModelProto:
             dynamo=True,
             dynamic_shapes=({0: "N"},),
             input_names=["crops"],
-            output_names=["probabilities"],
+            output_names=list(OUTPUTS if classifier.ensemble.zero_shot else OUTPUTS[:1]),
             opset_version=OPSET,
             verbose=False,
         )
@@ -201,17 +208,16 @@ def _difference(classifier: Classifier, data: bytes, n: int) -> float:
     shape = (n, clip.spec.geometry.height, clip.spec.geometry.width, 3)
     crops = rng.integers(0, 256, shape, np.uint8)
     with torch.inference_mode():
-        expected = classifier.ensemble.probabilities(clip.encode_pixels(clip.normalize_pixels(crops)))
-    return float(np.abs(run_onnx(data, crops) - expected.numpy()).max())
+        expected = _outputs(classifier.ensemble, clip.encode_pixels(clip.normalize_pixels(crops)))
+    return max(float(np.abs(a - b.numpy()).max()) for a, b in zip(run_onnx(data, crops), expected, strict=True))
 
 
-def run_onnx(data: bytes, crops: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Class probabilities [N, C] of uint8 crops [N, H, W, 3], by onnxruntime on the CPU."""
+def run_onnx(data: bytes, crops: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+    """The values of `OUTPUTS` for uint8 crops [N, H, W, 3], by onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    (probabilities,) = session.run(["probabilities"], {"crops": crops})
-    return np.asarray(probabilities, np.float32)
+    return [np.asarray(value, np.float32) for value in session.run(None, {"crops": crops})]
 
 
 def _reject_large(classifier: Classifier) -> None:

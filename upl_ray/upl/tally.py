@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from upl_ray.upl import metrics
+from upl_ray.upl.known import count_shares, is_known
 
 Labels = metrics.Labels
 Counts = npt.NDArray[np.int64]
@@ -31,6 +32,7 @@ DENSE_CLASSES = 2000  # up to which changes are counted by pairs of classes: 4 m
 PAIRS = 200  # most frequent changes that are kept
 EXAMPLES = 48  # most confident images whose label has changed
 DOUBTFUL = 48  # images that a person should look at first
+LEAST_KNOWN = 48  # images that show the classes least
 VOTE_IMAGES = 20_000  # images on which votes of few members are counted; of more, a sample of about as many
 VOTERS = 21_500  # candidates that are kept for this sample; its size deviates by 141 images
 ORDERS = 8  # random orders in which members are added
@@ -109,7 +111,7 @@ def total(tallies: Iterable[Tally]) -> Tally:
 
 
 # Lists of images, of which the first in the order of their rows are kept: how many.
-_BEST = {"examples": EXAMPLES, "doubtful": DOUBTFUL, "voters": VOTERS}
+_BEST = {"examples": EXAMPLES, "doubtful": DOUBTFUL, "least_known": LEAST_KNOWN, "voters": VOTERS}
 
 
 def _add(sums: Sums, more: Mapping[str, Any]) -> None:
@@ -148,6 +150,7 @@ class Models:
     labelers: tuple[str, ...]  # names of the B labelers, in the order of columns
     target: str  # which of them prompts were learned for
     n_members: int  # S
+    min_known: float = 0.0  # share of probability on the classes below which an image is selected for none
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ class Rows:
     label: Labels  # [n] of the ensemble
     label_confidence: metrics.Confidences  # [n]
     members: Labels  # [n, S] of each member alone
+    known: metrics.Confidences  # [n] share of probability on the classes; NaN where no words compete
 
 
 def join(pseudo: pa.Table, predicted: pa.Table, true: Mapping[str, int]) -> Rows:
@@ -188,6 +192,7 @@ def join(pseudo: pa.Table, predicted: pa.Table, true: Mapping[str, int]) -> Rows
         label=predicted["label"].to_numpy(),
         label_confidence=predicted["confidence"].to_numpy(),
         members=_lists(predicted, "member_labels"),
+        known=pseudo["known"].to_numpy(),
     )
 
 
@@ -251,7 +256,8 @@ def tally_rows(rows: Rows, models: Models, shard: str, corrected: Set[str] = fro
         **_threshold(rows, known, models),
         **_agreement(rows, known, models),
         **_change(rows, known, models, shard),
-        "doubtful": _doubtful(rows, shard, corrected),
+        **_to_look_at(rows, shard, corrected),
+        **_known(rows, models, corrected),
         "voters": _voters(rows, known),
     }
 
@@ -259,7 +265,8 @@ def tally_rows(rows: Rows, models: Models, shard: str, corrected: Set[str] = fro
 def _no_rows(models: Models) -> Rows:
     none = np.zeros(0, np.int64)
     b, s = np.zeros((0, len(models.labelers)), np.int64), np.zeros((0, models.n_members), np.int64)
-    return Rows([], none, none, none.astype(np.float32), b, b.astype(np.float32), none, none.astype(np.float32), s)
+    shares = none.astype(np.float32)
+    return Rows([], none, none, shares, b, b.astype(np.float32), none, shares, s, shares)
 
 
 def _count(labels: Labels, models: Models) -> Counts:
@@ -365,34 +372,54 @@ def _change(rows: Rows, known: npt.NDArray[np.bool_], models: Models, shard: str
 EXAMPLE = ("image_id", "shard", "before", "before_confidence", "after", "true")  # of a row of `examples`, after its key
 
 
-DOUBT = ("confidence", "image_id", "shard", "pseudo_label", "labelers_agree", "members_agree", "true_label")
+LOOK = ("confidence", "image_id", "shard", "pseudo_label", "labelers_agree", "members_agree", "true_label")
 
 
-def _doubtful(rows: Rows, shard: str, corrected: Set[str]) -> list[list[Any]]:
-    """Images whose pseudo-label labelers and members support least: [mean support, values of `DOUBT`].
+def _to_look_at(rows: Rows, shard: str, corrected: Set[str]) -> Sums:
+    """Images that a person should look at first, as rows of a key and the values of `LOOK`.
 
-    The support is the mean of two shares, that of labelers and that of members that say the pseudo-label by themselves.
-    Refined labels that no labeler gave come early, too. An image that everyone agrees on is none.
+    `doubtful`: the pseudo-label that labelers and members support least. The support is the mean of two shares, that of
+    labelers and that of members that say it by themselves. Refined labels that no labeler gave come early, too. An
+    image that everyone agrees on is none. `least_known`: those that show a class least, see `known`.
     """
     labelers, members = ((x == rows.fused[:, None]).mean(axis=1) for x in (rows.own, rows.members))
     support = (labelers + members) / 2
-    rest = np.array([s < 1 and i not in corrected for s, i in zip(support, rows.image_ids, strict=True)], np.bool_)
-    candidates = np.flatnonzero(rest)
-    ids = np.array([rows.image_ids[i] for i in candidates], dtype=str)
-    best = candidates[np.lexsort((ids, rows.confidence[candidates], support[candidates]))][:DOUBTFUL]
-    return [
-        [
-            float(support[i]),
-            float(rows.confidence[i]),
-            rows.image_ids[i],
-            shard,
-            int(rows.fused[i]),
-            float(labelers[i]),
-            float(members[i]),
-            int(rows.true[i]),
+    free = np.array([i not in corrected for i in rows.image_ids], np.bool_)
+
+    def first(key: npt.NDArray[np.float64], wanted: npt.NDArray[np.bool_], n: int) -> list[list[Any]]:
+        candidates = np.flatnonzero(free & wanted)
+        ids = np.array([rows.image_ids[i] for i in candidates], dtype=str)
+        best = candidates[np.lexsort((ids, rows.confidence[candidates], key[candidates]))][:n]
+        return [
+            [
+                float(key[i]),
+                float(rows.confidence[i]),
+                rows.image_ids[i],
+                shard,
+                int(rows.fused[i]),
+                float(labelers[i]),
+                float(members[i]),
+                int(rows.true[i]),
+            ]
+            for i in best.tolist()
         ]
-        for i in best.tolist()
-    ]
+
+    return {
+        "doubtful": first(support, support < 1, DOUBTFUL),
+        "least_known": first(rows.known.astype(np.float64), ~np.isnan(rows.known), LEAST_KNOWN),
+    }
+
+
+def _known(rows: Rows, models: Models, corrected: Set[str]) -> Sums:
+    """Images beside which words competed, the sum of their shares, and how many the threshold keeps from selection."""
+    measured = ~np.isnan(rows.known)
+    below = measured & ~is_known(rows.known, models.min_known)
+    return {
+        "known_images": int(measured.sum()),
+        "known_bins": count_shares(rows.known[measured]),
+        "known_share": float(rows.known[measured].sum(dtype=np.float64)),
+        "known_below": sum(rows.image_ids[i] not in corrected for i in np.flatnonzero(below)),
+    }
 
 
 # Votes of few members.
@@ -450,12 +477,15 @@ def numbers(tally: Tally, models: Models) -> dict[str, Any]:
         "confusion": [[*divmod(int(pair), c), n] for pair, n in sorted(sums["confusion"].items(), key=_index)],
         "moves": _most_moved(sums["moves"], c) if c <= DENSE_CLASSES else None,
         "examples": [dict(zip(EXAMPLE, e[1:], strict=True)) | {"after_confidence": -e[0]} for e in sums["examples"]],
-        "doubtful": [
-            dict(zip(DOUBT, e[1:], strict=True)) | ({"true_label": None} if e[-1] == metrics.UNLABELED else {})
-            for e in sums["doubtful"]
-        ],
+        "doubtful": [_look(e) for e in sums["doubtful"]],
+        "least_known": [_look(e) | {"known": e[0]} for e in sums["least_known"]],
         "votes": _votes(sums["voters"], labeled or tally.listed, labeled > 0, models),
     }
+
+
+def _look(row: list[Any]) -> dict[str, Any]:
+    """A row of `_to_look_at` by names, without its key."""
+    return dict(zip(LOOK, row[1:], strict=True)) | ({"true_label": None} if row[-1] == metrics.UNLABELED else {})
 
 
 def _index(item: tuple[str, int]) -> int:

@@ -29,9 +29,10 @@
   // Lists of images: those to look at first, and the thumbnails of each card.
   const listOf = (box) => {
     const card = box.closest(".card");
-    const rows = card ? (data.images[card.dataset.variant] || {})[card.dataset.label] || [] : data.doubtful;
+    const rows = card ? (data.images[card.dataset.variant] || {})[card.dataset.label] || [] : data[box.dataset.list];
     return rows.map((row) => ({
       id: row[0], confidence: row[1], labelers: row[2], members: row[3], label: card ? Number(card.dataset.label) : row[5],
+      known: card ? null : row[6],
     }));
   };
   const strips = new Map([...document.querySelectorAll(".looks, .card")].map((box) => [box, box.querySelector(".strip")]));
@@ -96,7 +97,7 @@
     const percent = (value) => `${Math.round(100 * value)} %`;
     byId("review-facts").textContent =
       `confidence ${percent(item.confidence)}` + (item.labelers === null ? "" : `, backbones ${percent(item.labelers)}`) +
-      `, members ${percent(item.members)}`;
+      `, members ${percent(item.members)}` + (item.known === null ? "" : `, known ${item.known.toPrecision(2)}`);
     byId("review-answer").textContent = describe(current().get(item.id), item);
     other.value = "";
   };
