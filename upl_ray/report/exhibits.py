@@ -231,7 +231,7 @@ def known(f: Findings) -> Exhibit | None:
     figure = figures.known_shares(counts, edges, threshold)
     caption = (
         "The share of probability that stays on the classes while other words compete. Look for a hill on the left: "
-        "images of something else. What its height means differs from model to model and with the words."
+        "images of something else. Which value sets them apart differs with the model and the words."
     )
     if threshold:
         caption += f" {scores['below']:,} images are left of label.min_known, {threshold:g}, and selected for no class."

@@ -324,7 +324,7 @@ def known_shares(counts: Sequence[int], edges: FloatArray, threshold: float) -> 
         axes.axvline(threshold, color=SERIES[1], linestyle="--", label="label.min_known")
         figure.legend(loc="outside upper right")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(FixedLocator([1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]))
+    axes.xaxis.set_major_locator(FixedLocator([1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("known")
     axes.set_ylabel("images")
