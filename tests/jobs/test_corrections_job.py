@@ -153,7 +153,7 @@ def test_labels_that_are_marked_in_the_report_are_obeyed_by_the_next_run(
     before: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
     with opened(Path(before["report"])) as page:
-        page.locator(".looks .check").click()
+        page.locator("[data-list=doubtful] .check").click()
         doubtful = page.evaluate("JSON.parse(document.getElementById('data').textContent)")["doubtful"]
         page.keyboard.press("n")
         page.keyboard.press("c")

@@ -120,11 +120,11 @@ def test_labels_are_corrected_by_keyboard_alone_and_kept(report: Path, tmp_path:
 
 def test_a_click_on_a_thumbnail_asks_about_that_image(report: Path) -> None:
     with opened(report, "narrow") as page:
-        box = page.locator(".looks .strip").bounding_box()
+        box = page.locator("[data-list=doubtful] .strip").bounding_box()
         rows = page.evaluate(DATA)["doubtful"]
         assert box
         assert len(rows) > 9
-        page.locator(".looks .strip img").click(position={"x": box["width"] * 1.5 / 8, "y": box["height"] - 3})
+        page.locator("[data-list=doubtful] .strip img").click(position={"x": box["width"] * 1.5 / 8, "y": box["height"] - 3})
         lowest = 8 * ((len(rows) - 1) // 8) + 1
         assert page.text_content("#review-place") == f"{lowest + 1} of {len(rows)}"
         assert page.text_content("#review-id") == rows[lowest][0]
@@ -136,7 +136,7 @@ def test_a_click_on_a_thumbnail_asks_about_that_image(report: Path) -> None:
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_panel_can_be_read_and_fits(report: Path, look: str) -> None:
     with opened(report, look) as page:
-        page.locator(".looks .check").click()
+        page.locator("[data-list=least_known] .check").click()
         ratio, where = page.evaluate(CONTRAST)
         assert ratio >= 4.5, where
         size, window = page.locator("#review").bounding_box(), page.viewport_size
@@ -179,3 +179,10 @@ def test_a_thousand_classes_stay_below_10_mb_and_one_is_found(tmp_path: Path) ->
     with opened(report) as page:
         page.fill("#search", "0042")
         assert shown(page) == ["class number 0042"]
+        page.locator("[data-list=least_known] .check").click()
+        first = page.text_content("#review-id")
+        press(page, "c")
+        page.keyboard.type("number 0042")
+        assert page.locator("#classnames option").count() == 1
+        press(page, "Enter", "Escape")
+        assert corrections_of(page, tmp_path) == [[first, "class number 0042", "other"]]
