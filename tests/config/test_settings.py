@@ -25,7 +25,7 @@ GOOD: dict[type[Section], dict[str, Any]] = {
     Predict: {"classifier": "/run", "corpus": {"uri": "/images"}},
 }
 MODELS = pytest.mark.parametrize("model", GOOD)
-EXPANDED = (("backbones",), ("classnames",))  # read more widely than their types: see the table
+EXPANDED = (("backbones",), ("classnames",), ("label", "negatives"))  # read more widely than their types: see the table
 
 
 def config(**changes: Any) -> Config:
@@ -150,7 +150,9 @@ def test_unknown_fields_are_refused_in_every_section(model: type[Section]) -> No
         ({"variants": ["upl", "upl"]}, ["variants", "'upl' twice"]),
         ({"variants": ["best"]}, ["variants", "'upl*', 'upl' or 'refined'", "'best'"]),
         ({"classnames": {"a": "cat"}}, ["classnames", "it is a mapping; give a list of names"]),
+        ({"label": {"negatives": [], "min_known": 0.5}}, ["label", "min_known is 0.5, but negatives is empty"]),
         ({"storage_path": " "}, ["storage_path", "it is empty; name a folder"]),
+        ({"storage_path": "run/${name}"}, ["storage_path", "variables are not filled in"]),
         ({"storage_path": "$HOME/run"}, ["storage_path", "variables are not filled in", "'$HOME/run'"]),
         ({"template": "a photo"}, ["template", "exactly one {}", "'a photo'"]),
         ({"template": "a photo of {{}}."}, ["template", "exactly one {}", "'a photo of {{}}.'"]),

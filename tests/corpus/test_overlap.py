@@ -76,6 +76,7 @@ def test_a_file_under_two_addresses_of_one_set_is_refused(photos: Path, tmp_path
         (photos, tmp_path / "other"): f"'{photos}/cat/a.png'",
         (photos, manifest): f"'{photos}/dog/a.png'",
         (tmp_path / "tars", tmp_path / "tars" / "a.tar"): f"'{tmp_path}/tars/a.tar'",
+        (f"{tmp_path}/**/*.tar", f"{tmp_path}/tars/*.tar"): f"'{tmp_path}/tars/a.tar'",
     }
     for number, (uris, words) in enumerate(doubled.items()):
         source = Source(uri=tuple(map(str, uris)), roots=(str(photos),))

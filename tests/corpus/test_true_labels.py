@@ -41,7 +41,7 @@ def test_numbers_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
         folder_names(corpus_of(tmp_path, folders))
 
 
-@pytest.mark.parametrize("folders", [["bus", "train"], ["2", "two"], ["a_1", "b_2"]])
+@pytest.mark.parametrize("folders", [["bus", "train"], ["2", "two"], ["a_1", "b_2"], ["drawing", "photo", "picture"]])
 def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:
     assert folder_names(corpus_of(tmp_path, folders)) == tuple(f.replace("_", " ") for f in folders)
 
@@ -54,10 +54,11 @@ def test_labels_that_are_no_class_are_counted(tmp_path: Path) -> None:
 
 def test_numbers_from_1_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     corpus = corpus_of(tmp_path, ["1", "2", "3"])
-    with pytest.raises(
-        ConfigError, match=r"corpus\.labels .* up to 3 without 0, but classes are .* 0 to 2; subtract 1"
-    ):
-        check_labels(corpus, "folders", "corpus", ("cat", "dog", "owl"))
+    for labels in (corpus, corpus_of(tmp_path / "gaps", ["1.0", "2.0", "3.0"])):
+        with pytest.raises(
+            ConfigError, match=r"corpus\.labels .* up to 3 without 0, but classes are .* 0 to 2; subtract 1"
+        ):
+            check_labels(labels, "folders", "corpus", ("cat", "dog", "owl"))
     assert check_labels(corpus, "folders", "corpus", ("1", "2", "3")) == {}  # names, not numbers
     assert check_labels(corpus, "folders", "corpus", ("a", "b", "c", "d")) == {}
     assert check_labels(corpus, "folders", "corpus", ("a", "b")) == {"2": 2, "3": 2}

@@ -66,7 +66,7 @@ def after(before: dict[str, Any], corrected: dict[str, int], world: Path) -> dic
 
 def test_no_feature_and_no_fused_label_is_made_again(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert after["folders"]["features"] == before["folders"]["features"]
-    for kind, count in {"features": 3, "text": 3, "corrections": 1}.items():
+    for kind, count in {"features": 3, "text": 6, "corrections": 1}.items():
         assert len(folders(after["storage"], kind)) == count
     plain = [s["folders"]["variants"]["upl*"] for s in (before, after)]
     assert plain[0]["pseudo_labels"] == plain[1]["pseudo_labels"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,23 @@ def test_a_corpus_of_which_nothing_can_be_read_is_refused_before_work(pictures: 
     check([*good, "no.jpg"], limit=0.05, size=21, known=1)  # the new shard may be bad as a whole
     with pytest.raises(ConfigError, match="of 1 that were tried"):
         check([*good, "no.jpg"], limit=0.04, size=21, known=1)
+
+
+@pytest.mark.parametrize(("first", "refused"), [(None, False), (b"x", False), (b"", True)])
+def test_a_parquet_file_is_tried_beyond_its_first_row(
+    pictures: Path, first: bytes | None, refused: bool, tmp_path: Path
+) -> None:
+    good = [] if refused else [(pictures / "00.png").read_bytes()]
+    pq.write_table(pa.table({"jpg": pa.array([first, None, *good], pa.binary())}), tmp_path / "a.parquet")
+    corpus = list_corpus(Store(str(tmp_path / "run")), Source(uri=str(tmp_path / "a.parquet")), 10)
+    with pytest.raises(ConfigError, match=r"'a\.parquet!0': empty file") if refused else nullcontext():
+        check_some_images([corpus], {s.id for s in corpus.shards}, 0.01)
+
+
+def test_failed_downloads_alone_refuse_nothing(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"jpg": pa.array([None] * 40 + [b"x"], pa.binary())}), tmp_path / "a.parquet")
+    corpus = list_corpus(Store(str(tmp_path / "run")), Source(uri=str(tmp_path / "a.parquet")), 50)
+    check_some_images([corpus], {s.id for s in corpus.shards}, 0.01)
 
 
 @pytest.mark.parametrize(("limit", "refused"), [(0.32, True), (0.34, False)])

@@ -63,7 +63,7 @@ def test_the_log_shows_class_names_files_left_out_and_labels_that_are_no_class(
 
 def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
     (photos.parent / "names.txt").write_text("dog\nbeer_bottle\n")
-    for lines in (["1 dollar", "5 dollars"], ["'n roll", "rock"], ["- cat", "dog"], ["2012 model", "2013 model"]):
+    for lines in (["1 dollar", "5 dollars"], ["'n roll", "rock"], ["- cat", "dog"], ["1 star", "2 stars", "3 stars"]):
         (photos.parent / "odd.txt").write_text("\n".join(lines))
         assert prepare(config(photos, classnames=str(photos.parent / "odd.txt"))).classnames == tuple(lines)
     assert prepare(config(photos)).classnames == ("beer bottle", "cat", "dog")
@@ -139,6 +139,10 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
             {"classnames": ["cat", "dog " * 40], "train": {"n_ctx": 1}},
             "'dog dog .* does not fit behind 1 context tokens",
         ),
+        ({"label": {"negatives": ["word " * 80]}}, "None of the 1 words of label.negatives fits the context of vit_a"),
+        ({"label": {"negatives": "words.json"}}, "label.negatives 'words.json' is no plain text"),
+        ({"label": {"negatives": "no.txt"}}, "label.negatives 'no.txt' cannot be read .*a list or `imagenet`"),
+        ({"label": {"negatives": ["", " "], "min_known": 0.1}}, "min_known is 0.1, but .* holds no word that competes"),
         ({"template": "a photo " * 40 + "{}"}, "prompt 'a photo .* does not fit the context of vit_a; shorten"),
         *(
             ({"classnames": ["cat", *names]}, f"class names '{names[0]}' and '{names[1]}' are the same tokens.*rename")

@@ -118,13 +118,42 @@ def test_labels_are_corrected_by_keyboard_alone_and_kept(report: Path, tmp_path:
         page.locator("#bar").screenshot()
 
 
+def test_answers_in_two_open_pages_are_all_kept(report: Path, tmp_path: Path) -> None:
+    with opened(report) as page:
+        with page.expect_popup() as popup:
+            page.evaluate("() => { open(location.href) }")
+        other, ids = popup.value, []
+        for where in (page, other, page):
+            where.locator(f"{CARD} .check").nth(len(ids)).click()
+            ids.append(where.text_content("#review-id"))
+            press(where, "n", "Escape")
+        assert len(set(ids)) > 1
+        other.wait_for_function(f"document.getElementById('corrected').textContent.startsWith('{len(set(ids))} ')")
+        assert corrections_of(page, tmp_path) == sorted([i, "", "none"] for i in set(ids))
+
+
+def test_what_is_typed_stays_when_the_window_changes_and_old_class_names_are_left_out(report: Path) -> None:
+    with opened(report) as page:
+        page.locator(f"{CARD} .check").first.click()
+        press(page, "c")
+        page.keyboard.type("cla")
+        page.set_viewport_size({"width": 700, "height": 500})
+        page.wait_for_timeout(100)
+        assert page.input_value("#other") == "cla"
+        key = f"upl_ray corrections of {page.evaluate(DATA)['corpus']}"
+        page.evaluate("([key, value]) => localStorage.setItem(key, value)", [key, '[["x.png", "gone", "other"]]'])
+        page.reload()
+        assert page.text_content("#corrected") == "No correction yet."
+
+
 def test_a_click_on_a_thumbnail_asks_about_that_image(report: Path) -> None:
     with opened(report, "narrow") as page:
         box = page.locator("[data-list=doubtful] .strip").bounding_box()
         rows = page.evaluate(DATA)["doubtful"]
         assert box
         assert len(rows) > 9
-        page.locator("[data-list=doubtful] .strip img").click(position={"x": box["width"] * 1.5 / 8, "y": box["height"] - 3})
+        place = {"x": box["width"] * 1.5 / 8, "y": box["height"] - 3}
+        page.locator("[data-list=doubtful] .strip img").click(position=place)
         lowest = 8 * ((len(rows) - 1) // 8) + 1
         assert page.text_content("#review-place") == f"{lowest + 1} of {len(rows)}"
         assert page.text_content("#review-id") == rows[lowest][0]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations, product
+
+import numpy as np
 
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError
@@ -82,14 +84,23 @@ def check_once(images: ImageSet) -> None:
     meet = len(roots) < len(corpus.roots) or any(a.startswith(b) for a, b in permutations(roots, 2))
     if not meet and all(map(is_remote, roots)):  # links lead from one local folder into another
         return
-    archives = Counter(f"{s.root.rstrip('/')}/{s.archive} {s.id}" for s in corpus.shards if s.archive)
-    files = Counter(images.addresses_of_files())
-    doubled = [a for a, n in files.items() if n > 1] + [a.rpartition(" ")[0] for a, n in archives.items() if n > 1]
+    shards = Counter((s.root, s.archive, s.id) for s in corpus.shards if s.archive)
+    archives = Counter(real_address(f"{root.rstrip('/')}/{archive}") for root, archive in {key[:2] for key in shards})
+    doubled = {a for a, n in archives.items() if n > 1} | _doubled(images.addresses_of_files)
+    doubled |= {f"{root.rstrip('/')}/{archive}" for (root, archive, _), n in shards.items() if n > 1}
     if doubled:
         raise ConfigError(
             f"{images.field}.uri names {len(doubled)} files under two of its addresses, for example {min(doubled)!r}; "
             f"name each once."
         )
+
+
+def _doubled(addresses: Callable[[], Iterator[str]]) -> set[str]:
+    """Those that come twice. Their hashes, 8 bytes each, show whether there are any."""
+    hashes = np.fromiter(map(hash, addresses()), np.int64)
+    if len(np.unique(hashes)) == len(hashes):
+        return set()
+    return {a for a, n in Counter(addresses()).items() if n > 1}
 
 
 def real_address(address: str) -> str:

@@ -17,10 +17,11 @@ from upl_ray.upl.metrics import UNLABELED, Labels, true_labels
 
 log = logging.getLogger(__name__)
 
-PARTS = re.compile(  # lower case
+NUMBER = re.compile(r"([0-9]+)(\.0)?")  # of a class, as tables hold it
+SPLITS = re.compile(  # lower case
     r"(train|training|trainval|val|valid|validation|dev|test|testing|unlabell?ed)([-_ ]?(\d+|images?|imgs?|set|data))*"
-    r"|images?|imgs?|photos?|pictures?|data|annotations?|labels?"
 )
+PARTS = re.compile(rf"({SPLITS.pattern})|images?|imgs?|photos?|pictures?|data|annotations?|labels?")
 NUMBERED = re.compile(r"n?\d+")  # class numbers, and WordNet's, as ImageNet's folders have them
 
 
@@ -46,7 +47,8 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
     counts = _count_labels(corpus)
     labels = list(counts)
     strangers = [x for x, true in zip(labels, true_labels(labels, classnames), strict=True) if true == UNLABELED]
-    numbers = sorted(int(x) for x in labels if x.isdecimal() and clean_classname(x) not in classnames)
+    found = (NUMBER.fullmatch(x) for x in labels if clean_classname(x) not in classnames)
+    numbers = sorted(int(m[1]) for m in found if m)
     if numbers and len(numbers) == len(labels) and numbers[0] > 0 and numbers[-1] == len(classnames):
         raise ConfigError(
             f"{field}.labels of {corpus.name} are numbers up to {numbers[-1]} without 0, but classes are numbered from "
@@ -87,7 +89,7 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
             f"to the folder above those of the classes, or list the class names."
         )
     parts = [n for n in names if PARTS.fullmatch(n.lower())]
-    if len(parts) > 1:
+    if len(parts) > 1 and (len(parts) == len(names) or sum(bool(SPLITS.fullmatch(n.lower())) for n in names) > 1):
         raise ConfigError(
             f"classnames is `folders`, which gives {', '.join(map(quoted, parts[:3]))} for {where}: names of "
             f"parts of a data set. Let corpus.uri lead to one ({roots[0]}/{parts[0]}), or list the class names."

@@ -59,7 +59,7 @@ Row = dict[str, Any]
 
 def feature_step(store: Store, spec: ClipSpec) -> Step:
     """The features of a backbone, of all corpora."""
-    return Step.of(store, "features", version=3, inputs={"clip": spec.identity()})
+    return Step.of(store, "features", version=4, inputs={"clip": spec.identity()})
 
 
 def missing_shards(step: Step, shards: Iterable[Shard]) -> set[str]:
@@ -93,8 +93,11 @@ def check_some_images(corpora: Iterable[Corpus], needed: Collection[str], limit:
         for image_id, reason in _try_some(corpus, shards):
             if not reason:
                 break
-            reasons[image_id] = reason
+            if reason != rejection.NO_BYTES:  # a failed download says nothing about the others
+                reasons[image_id] = reason
         else:
+            if not reasons:
+                continue
             image_id, reason = next(iter(reasons.items()))
             raise ConfigError(
                 f"No image of {corpus.name} can be read, of {len(reasons)} that were tried; the first is "
@@ -109,17 +112,23 @@ def _try_some(corpus: Corpus, shards: Sequence[Shard]) -> Iterator[tuple[str, st
         listing = corpus.listing(shard)
         there = [i not in shard.removed for i in listing["image_id"].to_pylist()]
         listing = listing.filter(pa.array(there, pa.bool_()))
-        # A Parquet file is read from its beginning to the row.
-        for row in _spread(len(listing), 1 if shard.in_row_groups else TRIED // len(chosen)):
-            (data,) = try_images(shard.root, listing.slice(row, 1))
-            try:
-                if isinstance(data, str):
-                    raise rejection.Rejected(data)
-                images.decode(data)
-                reason = ""
-            except rejection.Rejected as error:
-                reason = str(error)
-            yield listing["image_id"][row].as_py(), reason
+        most = TRIED // len(chosen)
+        # A Parquet file is read from its beginning to the row, so its first rows are tried, at once.
+        single = (listing.slice(i, 1) for i in _spread(len(listing), most))
+        for rows in [listing.slice(0, most)] if shard.in_row_groups else single:
+            for image_id, data in zip(rows["image_id"].to_pylist(), try_images(shard.root, rows), strict=True):
+                yield image_id, _why_rejected(data)
+
+
+def _why_rejected(data: bytes | str) -> str:
+    """The reason why an image is rejected when it is decoded; empty if it is not."""
+    try:
+        if isinstance(data, str):
+            raise rejection.Rejected(data)
+        images.decode(data)
+    except rejection.Rejected as error:
+        return str(error)
+    return ""
 
 
 def _spread(length: int, most: int) -> list[int]:

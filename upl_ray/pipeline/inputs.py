@@ -115,6 +115,11 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
         specs = decoded_fast(specs)
     _check_names(config, specs, classnames)
     words = read_negatives(config.label.negatives)
+    if config.label.min_known and not words:
+        raise ConfigError(
+            f"label.min_known is {config.label.min_known}, but label.negatives {config.label.negatives!r} holds no "
+            f"word that competes; name some."
+        )
     negatives = {s.name: negative_prompts(s, config.template, words) for s in specs.values()} if words else {}
     log.info("%-12s %d images, %d of them new", "corpus", corpus.images, corpus.added)
     log.info("%-12s %d: %s", "classes", len(classnames), _first_names(classnames))
@@ -303,8 +308,10 @@ def _mark_of(lines: list[str]) -> str:
         return "begins with a dash"
     if all(re.fullmatch(r"""\s*(["']).*\1\s*,?\s*""", line) for line in lines):
         return "stands in quotes"
-    found = [re.match(r"\s*(n\d{8}|\d+)\s*[,;:\s]\s*\S", line) for line in lines]
+    found = [re.match(r"\s*(n\d{8}|\d+)\s*[,;:\s]\s*(\S.*)", line) for line in lines]
     numbers = [m[1] for m in found if m]
+    if len({m[2] for m in found if m}) < len(lines):  # `2 stars`, `3 stars`
+        return ""
     counted = [list(map(str, range(first, first + len(lines)))) for first in (0, 1)]
     if len(numbers) == len(lines) and (numbers in counted or all(n.startswith("n") for n in numbers)):
         return "begins with its number"

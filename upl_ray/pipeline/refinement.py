@@ -180,13 +180,13 @@ def _start(group: Group, labels: dict[str, int]) -> Start:
     for i, image_id in enumerate(group.image_ids):
         if image_id in labels:
             anchors[i, labels[image_id]] = 1
-    features, ones = group.features, torch.ones(len(group.image_ids), 1)
-    prior = group.probabilities.double().sum(dim=0)
-    return Start(statistics(features, anchors), statistics(features, ones), prior)
+    weights = torch.from_numpy(group.weights).double()
+    prior = weights @ group.probabilities.double()
+    return Start(statistics(group.features, anchors), group.statistics(torch.ones(len(anchors), 1)), prior)
 
 
 def _sweep(group: Group, mixture: Mixture, beta: float) -> Statistics:
-    return statistics(group.features, group.memberships(mixture, beta))
+    return group.statistics(group.memberships(mixture, beta))
 
 
 def _moved(sample: Sample, recipe: Refine, fitted: Mixture, before: Step) -> float:

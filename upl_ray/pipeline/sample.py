@@ -28,7 +28,7 @@ from upl_ray.progress import Progress
 from upl_ray.storage.step import Step
 from upl_ray.upl.fusion import fuse
 from upl_ray.upl.known import is_known
-from upl_ray.upl.refine import Mixture, memberships
+from upl_ray.upl.refine import Mixture, Statistics, memberships, statistics
 from upl_ray.upl.sampling import sampled, sampling_rate
 
 BYTES_OF_GROUP = 2**27  # of the features and probabilities of a group, on average
@@ -45,6 +45,7 @@ class Group:
     fused: npt.NDArray[np.float32]  # [n, C] probabilities; of corrected images, those of their class
     corrected: npt.NDArray[np.bool_]  # [n]
     known: npt.NDArray[np.bool_]  # [n] enough to be learned from, see `is_known`
+    weights: npt.NDArray[np.float32]  # [n] 1; of corrected images that were not drawn the rate, as of all others
 
     @property
     def features(self) -> list[Tensor]:
@@ -60,11 +61,16 @@ class Group:
         """Refined probabilities [n, C]; corrected images are of their class."""
         return memberships(self.features, self.probabilities, mixture, beta, torch.from_numpy(self.corrected))
 
+    def statistics(self, z: Tensor) -> Statistics:
+        """Sums over the images with memberships [n, C], each with its weight."""
+        return statistics(self.features, z * torch.from_numpy(self.weights)[:, None])
+
     def rows(self, rows: list[int]) -> Group:
         """Some of the images."""
         ids, shards = ([of[i] for i in rows] for of in (self.image_ids, self.shards))
         features = [x[rows] for x in self.image_features]
-        return Group(ids, shards, features, self.fused[rows], self.corrected[rows], self.known[rows])
+        rest = (self.fused[rows], self.corrected[rows], self.known[rows], self.weights[rows])
+        return Group(ids, shards, features, *rest)
 
     def sampled(self, rate: float) -> list[int]:
         """Positions of the known images of a smaller sample, and of all corrected ones."""
@@ -172,13 +178,14 @@ def _read_group(
                 fused[i, labels[image_id]] = 1
         shares = known_of(labelers, features) if min_known else None
         known = np.ones(len(ids), np.bool_) if shares is None else is_known(shares, min_known)
-        parts.append((image_ids, [shard.id] * len(image_ids), features, fused, [i in labels for i in image_ids], known))
-    ids_of, shards_of, features_of, fused_of, corrected_of, known_of_shards = zip(*parts, strict=True)
+        by_image = np.array([i in labels for i in image_ids], np.bool_)
+        drawn = np.isin(np.arange(len(image_ids)), sampled(image_ids, rate))
+        weights = np.where(drawn, 1, rate).astype(np.float32)
+        parts.append((image_ids, [shard.id] * len(image_ids), features, fused, by_image, known, weights))
+    ids_of, shards_of, features_of, *of_shards = zip(*parts, strict=True)
     return Group(
         [i for ids in ids_of for i in ids],
         [s for of_shard in shards_of for s in of_shard],
         [np.concatenate([features[b] for features in features_of]) for b in range(len(labelers))],
-        np.concatenate(fused_of),
-        np.array([c for of_shard in corrected_of for c in of_shard], np.bool_),
-        np.concatenate(known_of_shards),
+        *map(np.concatenate, of_shards),
     )

@@ -161,6 +161,7 @@ def _context(
         "cards": [c for c in cards if c.shown],
         "hidden": sum(not c.shown for c in cards),
         "sprites": sprites,
+        "agreed": found[0].corpus.get("doubtful") == [],
         "looks": [name for name in LOOKS if name in sprites],
         "known": found[0].scores.get("known"),
         "corrections": _corrections(run),
@@ -182,14 +183,13 @@ def _context(
 def _data(run: FinishedRun, found: list[Findings], cards: list[Card], sprites: dict[str, Sprite]) -> dict[str, Any]:
     """The values that the page's script works on."""
     images = image_rows(found, cards)
-    shown = {row[0] for of in images.values() for rows in of.values() for row in rows}
     return {
         "names": run.classnames,
         "images": images,
         **look_rows(found[0], sprites),
         "labeled": found[0].corpus["labeled"] > 0,
-        "corpus": run.addresses,  # corrections of earlier nights are those of the same images
-        "corrected": {i: label for i, label in run.corrections.items() if i in shown},
+        "corpus": ", ".join(run.corpora["corpus"].roots),  # corrections of earlier nights are those of the same images
+        "corrected": run.corrections,
     }
 
 

@@ -24,7 +24,7 @@ PORTS = {"http": 80, "https": 443}
 def use_cache_where_unreachable() -> None:
     """Look once whether the hub answers; if not, this process and those that it starts use the cache alone."""
     address = urlsplit(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE or address.scheme in getproxies():
+    if constants.HF_HUB_OFFLINE or {address.scheme, "all"} & getproxies().keys():
         return
     try:
         socket.create_connection((address.hostname or "", address.port or PORTS[address.scheme]), CONNECT_S).close()

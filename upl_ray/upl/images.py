@@ -140,10 +140,10 @@ def center_crop(image: Image.Image, geometry: Geometry) -> Crop:
     """
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise Rejected(rejection.too_long(image.width, image.height))
-    _check_depth(image)
     size = (geometry.height, geometry.width)
     ratios = (image.height / geometry.height, image.width / geometry.width)
     try:
+        _check_depth(image)
         if geometry.resize_mode == "squash":
             image = image.resize(size[::-1], geometry.resample)
         elif geometry.resize_mode == "longest":
@@ -159,7 +159,8 @@ def center_crop(image: Image.Image, geometry: Geometry) -> Crop:
 
 def _check_depth(image: Image.Image) -> None:
     if image.mode in DEEP:
-        (highest,) = np.ravel(image.getextrema())[1:]
+        whole = image.convert("I") if image.mode.startswith("I;") else image  # PIL knows no extrema of some of these
+        (highest,) = np.ravel(whole.getextrema())[1:]
         if highest > 255 or (image.mode == "F" and highest <= 1):
             raise Rejected(rejection.too_deep(image.mode, float(highest)))
 

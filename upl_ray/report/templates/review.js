@@ -12,12 +12,17 @@
 
   // Each answer is [image id, class name or "", right | wrong | none | other]; the last one about an image counts.
   let answers = [];
-  try {
-    answers = JSON.parse(localStorage.getItem(places) || "[]");
-  } catch (error) {
-    answers = [];  // a browser that keeps nothing, or another page's text: what is answered lasts as long as the page
-  }
-  const current = () => new Map(answers.map((answer) => [answer[0], answer]));
+  const recall = () => {  // another page of this corpus may have been answered meanwhile
+    if (byId("bar").dataset.kept === "no") return;  // what is answered lasts as long as the page
+    try {
+      answers = JSON.parse(localStorage.getItem(places) || "[]");
+    } catch (error) {
+      // a browser that keeps nothing, or another page's text
+    }
+  };
+  const isClass = new Set(data.names);
+  const current = () =>
+    new Map(answers.filter(([, name]) => !name || isClass.has(name)).map((answer) => [answer[0], answer]));
   const keep = () => {
     try {
       localStorage.setItem(places, JSON.stringify(answers));
@@ -99,32 +104,34 @@
       `confidence ${percent(item.confidence)}` + (item.labelers === null ? "" : `, backbones ${percent(item.labelers)}`) +
       `, members ${percent(item.members)}` + (item.known === null ? "" : `, known ${item.known.toPrecision(2)}`);
     byId("review-answer").textContent = describe(current().get(item.id), item);
+  };
+  const turn = (index) => {
+    at = index;
     other.value = "";
+    show();
   };
   const open = (where, index) => {
     box = where;
     items = listOf(box);
-    at = Math.min(index, items.length - 1);
     if (!items.length) return;
     if (!panel.open) panel.show();
-    show();
+    turn(Math.min(index, items.length - 1));
     panel.querySelector("[data-answer=right]").focus();
   };
   const close = () => {
     panel.close();
     box?.querySelector(".check").focus();
   };
-  const move = (step) => {
-    at = (at + step + items.length) % items.length;
-    show();
-  };
+  const move = (step) => turn((at + step + items.length) % items.length);
   const answer = (label, kind) => {
+    recall();
     answers.push([items[at].id, label, kind]);
     keep();
     redraw();
-    if (at + 1 < items.length) move(1); else show();
+    turn(Math.min(at + 1, items.length - 1));
   };
   const undo = () => {
+    recall();
     answers.pop();
     keep();
     redraw();
@@ -197,7 +204,9 @@
 
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   byId("download").addEventListener("click", () => {
-    const lines = [...current().values()].map((row) => row.map(quoted).join(","));
+    const found = current(), before = Object.entries(data.corrected).filter(([id]) => !found.has(id));
+    const rows = [...before.map(([id, label]) => [id, data.names[label] ?? "", "before"]), ...found.values()];
+    const lines = rows.map((row) => row.map(quoted).join(","));
     const file = new Blob([["image_id,label,mark", ...lines, ""].join("\r\n")], { type: "text/csv" });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(file);
@@ -207,5 +216,10 @@
   });
   byId("undo-last").addEventListener("click", undo);
   addEventListener("resize", () => { if (panel.open) show(); });
+  addEventListener("storage", () => {
+    recall();
+    redraw();
+  });
+  recall();
   redraw();
 })();
