@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from chromium import CARD, CONTRAST, LOOKS, filter_to_one_class, look_around, needs_chromium, opened, shown
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 from report_pages import NASTY
 
 from benchmarks.report import write_images as write_photographs
@@ -128,7 +128,7 @@ def test_answers_in_two_open_pages_are_all_kept(report: Path, tmp_path: Path) ->
             ids.append(where.text_content("#review-id"))
             press(where, "n", "Escape")
         assert len(set(ids)) > 1
-        other.wait_for_function(f"document.getElementById('corrected').textContent.startsWith('{len(set(ids))} ')")
+        expect(other.locator("#corrected")).to_contain_text(f"{len(set(ids))} corrections")
         assert corrections_of(page, tmp_path) == sorted([i, "", "none"] for i in set(ids))
 
 
