@@ -49,6 +49,23 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"classnames": 12}, "classnames: it should be text or a list; it is 12."),
+        ({"variants": "upl"}, "variants: it should be a list; it is 'upl'."),
+        ({"corpus": "photos"}, "corpus: it should be `field: value` pairs; it is 'photos'."),
+        ({"label": {"corrections": ["a.csv", 2]}}, "label.corrections.1: it should be text; it is 2."),
+        ({"target": "ViT-B"}, "target 'ViT-B' is none of the backbones ['RN50-openai']; name one of them."),
+        ({"on_worse": "x" * 99}, f"on_worse: it should be 'warn' or 'stop'; it is '{'x' * 36} ... {'x' * 36}'."),
+    ],
+)
+def test_a_refused_value_gives_one_sentence(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, **change)
+    assert str(error.value) == f"{tmp_path / 'job.yaml'}: {sentence}"
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("corpus: [unclosed", "is not YAML: expected ',' or ']'.* (line 1, column 18)"),
