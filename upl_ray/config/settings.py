@@ -524,6 +524,12 @@ class Config(Section):
             raise ValueError("backbones is empty; name at least one model, for example RN50/openai")
         if doubled:
             raise ValueError(f"two backbones have the name {doubled[0]!r}; give one of them another `name`")
+        for b in self.backbones:
+            if ":" in b.model and b.pretrained:
+                raise ValueError(
+                    f"pretrained {quoted(b.pretrained)} stands beside {quoted(b.model)}, which has weights of its own; "
+                    f"leave it out, or name the model by open_clip's name"
+                )
         if self.target and self.target not in names:
             raise ValueError(f"target {self.target!r} is none of the backbones {names}; name one of them")
         if self.label.referee and self.label.referee not in names:
