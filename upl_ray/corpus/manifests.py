@@ -146,7 +146,10 @@ def text_records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
         data = file.read()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16, as some tables are exported; save it as UTF-8")
-    text = data.decode("utf-8-sig")  # with or without a byte order mark
+    try:
+        text = data.decode("utf-8-sig")  # with or without a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (byte {error.start + 1}); save it in that encoding") from None
     if kind == "csv":
         return _csv_records(text)
     # Nothing else ends a line: JSON may hold U+2028 and U+0085.
@@ -166,8 +169,11 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: columns are parted by something else than commas, two have one name, or a row has more cells.
+        csv.Error: a quote is not closed, so that the rows behind it would be one cell.
     """
-    reader = csv.DictReader(io.StringIO(text))
+    if "\n" not in text.strip() and "\r" in text.strip():
+        raise ValueError("its lines end at carriage returns; save it with line feeds")
+    reader = csv.DictReader(io.StringIO(text), strict=True)
     names = [name.strip() for name in reader.fieldnames or []]
     if len(names) == 1 and (found := re.search(r"[;\t|]", names[0])):
         raise ValueError(f"its columns are parted by {found[0]!r}; save it with commas")
