@@ -187,7 +187,7 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
             raise ValueError(
                 f"row {len(records) + 1} has more cells than columns; put cells that hold commas in quotes"
             )
-        records.append(record)
+        records.append({name: cell for name, cell in record.items() if cell is not None})  # a row may be short
     return records
 
 
