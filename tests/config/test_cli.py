@@ -180,6 +180,27 @@ def test_output_into_a_closed_pipe_ends_without_a_traceback(body: str, status: i
     assert printed.count("\n") == bool(error)
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        ("load_config(['none.yaml'], Path('x'))", 2, "error: The configuration file 'none.yaml' does not exist;"),
+        ("print('x' * 200_000)", 1, "error: A file cannot be read or written ([Errno 28] No space left on device);"),
+        ("print('x')", 1, "error: A file cannot be read or written ([Errno 28] No space left on device);"),
+    ],
+)
+def test_output_onto_a_full_disk_ends_without_a_traceback(body: str, status: int, error: str) -> None:
+    code = (
+        "import sys; from pathlib import Path; from upl_ray.config.cli import *\n"
+        f"sys.exit(run_job(lambda: {body} or 0))"
+    )
+    with open("/dev/full", "w") as full:
+        job = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+        assert job.returncode == status
+        assert job.stderr.startswith(error)
+        assert job.stderr.count("\n") == 1
+        assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, cwd=ROOT).returncode == status
+
+
 def test_another_broken_pipe_is_a_failed_job(capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> int:
         raise BrokenPipeError(32, "Broken pipe", "a socket")

@@ -11,6 +11,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
@@ -99,7 +100,7 @@ def run_job(job: Callable[[], int]) -> int:
     except SystemExit as exit_:  # of the parsers of options, which have given the reason; or after `--help`
         _drop_closed_stdout()
         if exit_.code:
-            print(_json_line("failed", "the command line is refused; the reason stands above"))
+            _print_json_line("failed", "the command line is refused; the reason stands above")
         raise
 
 
@@ -115,21 +116,24 @@ def _drop_closed_stdout() -> bool:
 
 def _report(status: str, message: str, code: int) -> int:
     """Print how the job ended, for people and for programs, and return its exit status."""
-    print(f"error: {sanitized(message)}", file=sys.stderr)
-    _drop_closed_stdout()
-    print(_json_line(status, message))
+    with suppress(OSError):  # a full disk, here and below, changes no status
+        print(f"error: {sanitized(message)}", file=sys.stderr)
+    _print_json_line(status, message)
     return code
 
 
-def _json_line(status: str, message: str) -> str:
-    return json.dumps({"status": status, "error": sanitized(message)})
+def _print_json_line(status: str, message: str) -> None:
+    _drop_closed_stdout()
+    try:
+        print(json.dumps({"status": status, "error": sanitized(message)}), flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _report_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Python's hook for an exception that nothing catches: its traceback, then the line for programs."""
     sys.__excepthook__(kind, error, trace)
-    _drop_closed_stdout()
-    print(_json_line("failed", describe_error(error)))
+    _print_json_line("failed", describe_error(error))
 
 
 class _SanitizedFormatter(logging.Formatter):
