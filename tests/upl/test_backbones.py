@@ -215,6 +215,23 @@ def test_weights_that_open_clip_adapts_are_accepted_and_load(form: str, make_mod
     assert ClipModel(resolve_folder(weights.parent), device="cpu").encode_texts(["a dog"]).shape == (1, 24)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", ["safetensors", "pth"])
+def test_positions_of_16_bits_are_not_stretched(dtype: torch.dtype, form: str, make_model: MakeModel) -> None:
+    weights = make_model() / "open_clip_model.safetensors"
+    own = {n: t.to(dtype) for n, t in load_file(weights).items()}
+    weights.unlink()
+
+    def save(state: dict[str, torch.Tensor]) -> None:
+        path = weights.with_suffix(f".{form}")
+        save_file(state, path) if form == "safetensors" else torch.save(state, path)
+
+    save(own)
+    assert ClipModel(resolve_folder(weights.parent), device="cpu").encode_texts(["a dog"]).shape == (1, 24)
+    save({**own, "visual.positional_embedding": torch.ones(50, 32, dtype=dtype)})
+    assert "hold 16 bits a number and are for another image_size" in refusal(weights.parent)
+
+
 def test_a_model_that_needs_a_package_says_which(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
     folder = make_model()

@@ -51,6 +51,8 @@ from upl_ray.upl.rejection import MAX_PIXELS
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "open_clip_config.json"
+POSITIONS = "visual.positional_embedding"  # stretched for other sizes of images
+HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors call them
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,15 @@ def _check_fit(found: FoundWeights, backbone: Backbone) -> None:
         state = _read_header(found.path)
     except Exception as error:  # noqa: BLE001  # nor is a file that others have made limited to some
         raise _unreadable(found.path, backbone, first_line(error)) from None
+    expected = model.state_dict().get(POSITIONS)
+    if expected is not None and POSITIONS in state:
+        positions = state[POSITIONS]
+        if positions.itemsize < expected.itemsize and positions.shape != expected.shape:
+            raise ConfigError(
+                f"The weights {str(found.path)!r} hold {8 * positions.itemsize} bits a number and are for another "
+                f"image_size than that of the model {quoted(backbone.model)}, which open_clip cannot adapt; save them "
+                f"as float32, or give the model their image_size."
+            )
     try:
         state = _adapt(state, model)
         resize_pos_embed(state, model)
@@ -309,8 +320,12 @@ def _read_header(weights: Path) -> dict[str, Tensor]:
             return {}
         return state
     with safe_open(weights, framework="numpy") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    return {name.removeprefix("module."): torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        headers = {name: (s.get_shape(), HALVES.get(s.get_dtype())) for name, s in slices.items()}
+    return {
+        name.removeprefix("module."): torch.empty(shape, dtype=dtype, device="meta")
+        for name, (shape, dtype) in headers.items()
+    }
 
 
 def _difference(given: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
