@@ -103,9 +103,13 @@ def test_a_configuration_that_no_model_has_is_refused_with_field_and_value(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("file", "words"), [("none.gz", "none.gz"), ("open_clip_config.json", "gzip")])
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("none.gz", "none.gz"), ("open_clip_config.json", "gzip"), ("empty.gz", "'empty.gz' holds no vocabulary")],
+)
 def test_a_vocabulary_that_cannot_be_read_is_refused(file: str, words: str, make_model: MakeModel) -> None:
     folder = make_model(text={"tokenizer_kwargs": {"bpe_path": file}})
+    (folder / "empty.gz").write_bytes(b"")
     with pytest.raises(ConfigError, match=f"tokenizer of .*{words}"):
         load_tokenizer(resolve_folder(folder).source)
 

@@ -386,7 +386,10 @@ def load_tokenizer(source: str) -> Any:
             model_cfg, _ = read_model_config((Path(identifier) / CONFIG_FILE).read_bytes())
             bpe_path = model_cfg["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path")
             options = {"bpe_path": str(Path(identifier) / bpe_path)} if bpe_path else {}
-        return open_clip.get_tokenizer(source, **options)
+        tokenizer = open_clip.get_tokenizer(source, **options)
+        if options and not tokenizer.bpe_ranks:  # as of an empty file, which would part all words into letters
+            raise ValueError(f"{bpe_path!r} holds no vocabulary")
+        return tokenizer
     except ImportError as error:
         raise ConfigError(
             f"The tokenizer of {source!r} needs a package that is not installed here ({first_line(error)}); install it "
