@@ -97,6 +97,13 @@ def test_another_file_under_the_same_id_is_another_image_unless_a_version_says_o
     assert (changed.added, changed.images, read_all(changed)) == (1, 1, {"1": b"b"})
 
 
+def test_a_file_under_two_ids_of_a_manifest_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(tmp_path, {"a.jpg": b"a", "b.jpg": b"b", "m.csv": b"path,id\na.jpg,1\na.jpg,2\nb.jpg,3\n"})
+    assert read_all(listed(tmp_path, tmp_path / "m.csv")) == {"1": b"a", "2": b"a", "3": b"b"}
+    assert "1 rows of " in caplog.text
+    assert "name a file again under another id" in caplog.text
+
+
 def test_manifests_that_give_one_id_to_two_files_share_no_shard(tmp_path: Path) -> None:
     """A shard's features are found by its id, whatever corpus it is of."""
     for name in ("a.jpg", "b.jpg"):

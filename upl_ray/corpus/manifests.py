@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import re
 import string
@@ -34,6 +35,8 @@ from upl_ray.corpus.archives import (
 from upl_ray.corpus.find import Found, ImageFile
 from upl_ray.errors import LONGEST_VALUE, ConfigError, first_line, quoted
 from upl_ray.storage.store import PARQUET_ERRORS, absolute, open_filesystem, open_parquet
+
+log = logging.getLogger(__name__)
 
 # Files here go before addresses elsewhere, of which they may be the copies.
 URI_COLUMNS = ("uri", "path", "image_path", "filepath", "file_path", "filename", "file_name", "file", "image", "url")
@@ -132,6 +135,9 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
         images[image_id] = ImageFile(file, version, _first(record, LABEL_COLUMNS))
     if not images:
         raise ConfigError(f"The manifest {path!r} names no image; add at least one.")
+    again = len(images) - len({image.file for image in images.values()})
+    if again:  # as in a table with a row for each object in an image
+        log.warning("%-12s %d rows of %s name a file again under another id: it counts as often", "images", again, path)
     return images
 
 
