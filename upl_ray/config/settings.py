@@ -224,7 +224,7 @@ def expand_backbones(value: Any) -> Any:
     for item in value:
         if isinstance(item, dict | Backbone):
             expanded.append(item)
-        elif not isinstance(item, str):
+        elif not isinstance(item, str) or not item.strip():
             raise ValueError(f"{item!r} is no model; write for example RN50/openai, or fields under `model:`")
         elif item == "upl-star":
             expanded += expand_backbones(item)
