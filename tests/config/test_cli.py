@@ -201,6 +201,22 @@ def test_output_onto_a_full_disk_ends_without_a_traceback(body: str, status: int
         assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, cwd=ROOT).returncode == status
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_file_that_is_opened_later(closed: str, tmp_path: Path) -> None:
+    code = (
+        "import faulthandler; from upl_ray.config.cli import *\n"
+        "def job():\n"
+        "    with open('x', 'w') as file:\n"
+        "        os.write(1, b'no'), os.write(2, b'no'), print('no'), faulthandler.enable()\n"  # the last as Ray does
+        "        return file.fileno() <= 2\n"
+        "sys.exit(run_job(job))"
+    )
+    command = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x").read_bytes() == b""
+
+
 def test_another_broken_pipe_is_a_failed_job(capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> int:
         raise BrokenPipeError(32, "Broken pipe", "a socket")

@@ -47,6 +47,16 @@ def _use_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _open_streams() -> None:
+    """Let streams that the caller has closed (`2>&-`) lead nowhere.
+
+    Else the next files that are opened would take their numbers, and what libraries print would be written into them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None and os.open(os.devnull, os.O_RDWR) == number:  # the lowest that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+
+
 def run_job(job: Callable[[], int]) -> int:
     """Run a job's body with its log on the terminal.
 
@@ -59,6 +69,7 @@ def run_job(job: Callable[[], int]) -> int:
         128 + the signal's number where one stopped it.
     """
     _use_utf8()
+    _open_streams()
     # Under `uv run` Ray would pack the working folder for every worker, even of a Ray that is on this machine alone. It
     # reads this when it is imported, which the job does.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
