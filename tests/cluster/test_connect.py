@@ -114,6 +114,7 @@ def test_a_ray_that_does_not_start_here_says_why(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", "scratch")
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by tests before
     with pytest.raises(kind, match=words):
         RayCluster(Compute()).start("features")
 
