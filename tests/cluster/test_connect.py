@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
 from upl_ray.cluster.connect import RayCluster, check_head, check_working_folder, find_address
 from upl_ray.config.settings import Compute
@@ -92,6 +94,29 @@ def test_a_path_of_temporary_files_that_is_too_long_for_sockets_is_refused_by_it
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 2, done.stderr
     assert re.search(rf"too long a path .*{folder}.*; set RAY_TMPDIR to a shorter one", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (NotADirectoryError(20, "Not a directory", "/x/ray"), ConfigError, r"'/x/ray'\); set RAY_TMPDIR to a folder"),
+        (Exception("The current node timed out during startup."), JobError, r"Ray did not start \(The current node"),
+        (RuntimeError("a mistake"), RuntimeError, "^a mistake$"),
+    ],
+)
+def test_a_ray_that_does_not_start_here_says_why(
+    error: Exception, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**given: Any) -> None:
+        assert os.environ["RAY_TMPDIR"] == str(Path.cwd() / "scratch")  # its processes stand elsewhere
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", "scratch")
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by tests before
+    with pytest.raises(kind, match=words):
+        RayCluster(Compute()).start("features")
 
 
 def test_ray_packs_no_working_folder_under_uv_run() -> None:

@@ -49,6 +49,23 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"classnames": 12}, "classnames: it should be text or a list; it is 12."),
+        ({"variants": "upl"}, "variants: it should be a list; it is 'upl'."),
+        ({"corpus": "photos"}, "corpus: it should be `field: value` pairs; it is 'photos'."),
+        ({"label": {"corrections": ["a.csv", 2]}}, "label.corrections.1: it should be text; it is 2."),
+        ({"target": "ViT-B"}, "target 'ViT-B' is none of the backbones ['RN50-openai']; name one of them."),
+        ({"on_worse": "x" * 99}, f"on_worse: it should be 'warn' or 'stop'; it is '{'x' * 36} ... {'x' * 36}'."),
+    ],
+)
+def test_a_refused_value_gives_one_sentence(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, **change)
+    assert str(error.value) == f"{tmp_path / 'job.yaml'}: {sentence}"
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("corpus: [unclosed", "is not YAML: expected ',' or ']'.* (line 1, column 18)"),
@@ -161,6 +178,43 @@ def test_output_into_a_closed_pipe_ends_without_a_traceback(body: str, status: i
     assert job.returncode == status
     assert printed.startswith(error)
     assert printed.count("\n") == bool(error)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        ("load_config(['none.yaml'], Path('x'))", 2, "error: The configuration file 'none.yaml' does not exist;"),
+        ("print('x' * 200_000)", 1, "error: A file cannot be read or written ([Errno 28] No space left on device);"),
+        ("print('x')", 1, "error: A file cannot be read or written ([Errno 28] No space left on device);"),
+    ],
+)
+def test_output_onto_a_full_disk_ends_without_a_traceback(body: str, status: int, error: str) -> None:
+    code = (
+        "import sys; from pathlib import Path; from upl_ray.config.cli import *\n"
+        f"sys.exit(run_job(lambda: {body} or 0))"
+    )
+    with open("/dev/full", "w") as full:
+        job = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+        assert job.returncode == status
+        assert job.stderr.startswith(error)
+        assert job.stderr.count("\n") == 1
+        assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, cwd=ROOT).returncode == status
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_file_that_is_opened_later(closed: str, tmp_path: Path) -> None:
+    code = (
+        "import faulthandler; from upl_ray.config.cli import *\n"
+        "def job():\n"
+        "    with open('x', 'w') as file:\n"
+        "        os.write(1, b'no'), os.write(2, b'no'), print('no'), faulthandler.enable()\n"  # the last as Ray does
+        "        return file.fileno() <= 2\n"
+        "sys.exit(run_job(job))"
+    )
+    command = ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x").read_bytes() == b""
 
 
 def test_another_broken_pipe_is_a_failed_job(capsys: pytest.CaptureFixture[str]) -> None:

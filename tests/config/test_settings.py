@@ -160,7 +160,12 @@ def test_unknown_fields_are_refused_in_every_section(model: type[Section]) -> No
         ({"label": {"referee": "RN50-openai"}}, ["label.referee is the target 'RN50-openai'", "another backbone"]),
         ({"target": "ViT-L-14-openai"}, ["target 'ViT-L-14-openai' is none of", "RN50-openai"]),
         ({"backbones": []}, ["backbones is empty", "at least one"]),
+        ({"backbones": ""}, ["backbones: '' is no model; write for example RN50/openai"]),
         ({"backbones": ["RN50/openai", "RN50/openai"]}, ["two backbones have the name 'RN50-openai'"]),
+        (
+            {"backbones": [{"model": "local-dir:/clip", "pretrained": "/clip/tuned.pt"}]},
+            ["pretrained '/clip/tuned.pt' stands beside 'local-dir:/clip'", "leave it out"],
+        ),
         ({"backbones": [{"modell": "RN50"}]}, ["backbones.0.modell", "no such field"]),
         *(({"backbones": v}, ["backbones"]) for v in (5, None, {"model": "RN50"}, [5], [["RN50"]], [{"model": 5}])),
         ({"classnames": ["yes", True]}, ["classnames", "True is no text; put it in quotes"]),

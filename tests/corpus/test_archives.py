@@ -173,10 +173,11 @@ def test_neighbours_in_a_tar_come_in_one_request(tmp_path: Path) -> None:
     assert [len(g) for g in archives._neighbours(far)] == [2, 1, 1]
 
 
-@pytest.mark.parametrize("struct", [False, True])
-def test_parquet_rows_are_read_byte_for_byte(tmp_path: Path, struct: bool) -> None:
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view", "struct"])
+def test_parquet_rows_are_read_byte_for_byte(tmp_path: Path, kind: str) -> None:
     data = [bytes([i]) * (i * 100) for i in range(50)]
-    image = [{"bytes": d, "path": None} for d in data] if struct else data
+    image = pa.array([{"bytes": d, "path": None} for d in data] if kind == "struct" else data)
+    image = image if kind == "struct" else image.cast(getattr(pa, kind)())
     table = pa.table({"image": image, "label": [i % 3 for i in range(50)], "text": ["x"] * 50})
     (tmp_path / "in").mkdir()
     pq.write_table(table, tmp_path / "in" / "a.parquet", row_group_size=8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +38,22 @@ def test_every_form_gives_the_same_labels(tmp_path: Path) -> None:
     assert read(tmp_path, "image_id,label\n") == {}
 
 
+def test_numbers_of_a_table_have_the_names_that_stand_with_them(tmp_path: Path) -> None:
+    table = pa.table({"image_id": [1.0, 2.0], "label": [1.0, math.nan]})  # as pandas keeps whole numbers with gaps
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert read(tmp_path, (tmp_path / "c.parquet").read_bytes(), "c.parquet") == {"1": 1, "2": NONE}
+    about = {"info": {"features": {"label": {"names": ["dog", "cat"]}}}}  # Hugging Face's datasets
+    table = pa.table({"image_id": ["a", "b"], "label": [0, -1]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), tmp_path / "c.parquet")
+    assert read(tmp_path, (tmp_path / "c.parquet").read_bytes(), "c.parquet") == {"a": NAMES.index("dog"), "b": NONE}
+
+
+@pytest.mark.parametrize("name", ["c.tsv", "c.json"])
+def test_another_form_is_refused_with_those_that_are_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read: .*; make it one of \.csv, \.jsonl, \.parquet\."):
+        read(tmp_path, "image_id\tlabel\n1\tcat\n", name)
+
+
 def test_several_files_are_one_and_may_repeat_each_other(tmp_path: Path) -> None:
     for name, text in {"a.csv": "1,cat\n2,dog\n", "b.csv": "2,dog\n3,\n"}.items():
         (tmp_path / name).write_text(f"image_id,label\n{text}")
@@ -52,8 +70,10 @@ def test_several_files_are_one_and_may_repeat_each_other(tmp_path: Path) -> None
         ("image_id,label\n1,cat\n1,\n", "row 2 of .* gives '1' another label"),
         ("image_id,label\n,cat\n", "row 1 of .* names no image"),
         ("image_id;label\n1;cat\n", "cannot be read: its columns are parted by ';'; save it with commas"),
-        ("image_id\n1\n", "has no column 'label' among 'image_id'"),
-        (b"image_id,label\n\xff,cat\n", r"'.*c\.csv' cannot be read: .*utf-8"),
+        ("image_id\n1\n", "row 1 of .* has no 'label' among 'image_id'"),
+        ("image_id,label\n1,\n2\n", "row 2 of .* has no 'label' among 'image_id'; it needs"),
+        ('image_id,label\n"1,cat\n2,dog\n', "cannot be read: unexpected end of data"),
+        (b"image_id,label\n\xff,cat\n", r"'.*c\.csv' cannot be read: it is not UTF-8"),
     ],
 )
 def test_a_mistake_is_refused_with_its_row(tmp_path: Path, text: str | bytes, words: str) -> None:

@@ -129,13 +129,14 @@ def test_an_address_holds_one_form(tmp_path: Path) -> None:
         ("a.tar.gz", "is compressed, .*unpack it"),
         ("missing", "cannot be listed"),
         ("missing.tar", "cannot be listed"),
+        ("text/b.tsv", r"text/b\.tsv' is a file of another form; name files ending in .*\.csv"),
         ("text/a**.txt", r"cannot be listed .*'\*\*'"),
         ("nosuch://bucket/x", "cannot be listed"),
     ],
 )
 def test_an_address_without_images_is_refused(tmp_path: Path, address: str, match: str) -> None:
     (tmp_path / "empty").mkdir()
-    write_files(tmp_path, {"text/a.txt": b""})
+    write_files(tmp_path, {"text/a.txt": b"", "text/b.tsv": b""})
     with pytest.raises(ConfigError, match=match):
         find(address if "://" in address else f"{tmp_path}/{address}")
 

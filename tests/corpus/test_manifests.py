@@ -97,6 +97,13 @@ def test_another_file_under_the_same_id_is_another_image_unless_a_version_says_o
     assert (changed.added, changed.images, read_all(changed)) == (1, 1, {"1": b"b"})
 
 
+def test_a_file_under_two_ids_of_a_manifest_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(tmp_path, {"a.jpg": b"a", "b.jpg": b"b", "m.csv": b"path,id\na.jpg,1\na.jpg,2\nb.jpg,3\n"})
+    assert read_all(listed(tmp_path, tmp_path / "m.csv")) == {"1": b"a", "2": b"a", "3": b"b"}
+    assert "1 rows of " in caplog.text
+    assert "name a file again under another id" in caplog.text
+
+
 def test_manifests_that_give_one_id_to_two_files_share_no_shard(tmp_path: Path) -> None:
     """A shard's features are found by its id, whatever corpus it is of."""
     for name in ("a.jpg", "b.jpg"):
@@ -122,7 +129,10 @@ def test_blanks_around_names_of_columns_do_not_count(tmp_path: Path) -> None:
     assert (read_all(corpus), labels(corpus)) == ({"a.jpg": b"a"}, {"a.jpg": "cat"})
 
 
-def test_utf16_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_other_encodings_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,label\na.jpg,café\n", encoding="cp1252")
+    with pytest.raises(ConfigError, match=r"it is not UTF-8 \(byte 21\); save it in that encoding"):
+        listed(tmp_path, tmp_path / "m.csv")
     (tmp_path / "m.csv").write_text("path,label\na.jpg,cat\n", encoding="utf-16")
     with pytest.raises(ConfigError, match="it is UTF-16, as some tables are exported; save it as UTF-8"):
         listed(tmp_path, tmp_path / "m.csv")
@@ -174,6 +184,8 @@ def test_names_that_no_image_can_have_are_reasons_and_stop_nothing(tmp_path: Pat
         ("m.jsonl", '{"uri": "a.jpg"}\n{"uri": \n', "cannot be read"),
         ("m.csv", "path\tlabel\na.jpg\tcat\n", r"its columns are parted by '\\t'; save it with commas"),
         ("m.csv", "path,label\na.jpg,cat\nb.jpg,dog, wet\n", "row 2 has more cells than columns; put cells that hold"),
+        ("m.csv", 'path,label\na.jpg,cat\n"b.jpg,dog\nc.jpg,dog\n', "cannot be read: unexpected end of data"),
+        ("m.csv", "path,label\ra.jpg,cat\r", "its lines end at carriage returns; save it with line feeds"),
         ("m.csv", "path,label,label\na.jpg,cat,dog\n", "it has two columns 'label'; remove one"),
         ("m.jsonl", '["a.jpg"]\n', "every line must be an object"),
         (

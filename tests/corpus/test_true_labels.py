@@ -66,6 +66,9 @@ def test_numbers_from_1_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_labels_none_of_which_is_a_class_are_refused(tmp_path: Path) -> None:
+    words = r"no image has a label; call their column label or class or .*, in small letters"
+    with pytest.raises(ConfigError, match=words):
+        check_labels(corpus_of(tmp_path / "none", []), "column", "corpus", ("cat", "dog"))
     words = r"no label is a class name; the first label is 'x{36} \.\.\. x{36}', and the first"
     with pytest.raises(ConfigError, match=words):
         check_labels(corpus_of(tmp_path, ["x" * 200]), "folders", "corpus", ("cat", "dog"))

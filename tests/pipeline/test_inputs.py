@@ -98,7 +98,7 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
         ),
         (
             {"corpus": {"uri": "photos/cat", "labels": "folders"}, "classnames": ["cat", "dog"]},
-            "but no image has a label",
+            "but no image has a label; let the address lead to the folder above",
         ),
         ({"classnames": "/no/names.txt"}, "classnames '/no/names.txt' cannot be read.*give a text file"),
         ({"storage_path": "~nosuchuser/x"}, "storage_path '~nosuchuser/x' cannot be written .*write it out in full"),

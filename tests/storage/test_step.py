@@ -1,5 +1,6 @@
 """Storage: whole files or none, on a local folder and on an S3 server; steps that are done when their manifest is."""
 
+import errno
 import uuid
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,17 @@ def test_a_local_write_that_was_killed_half_way_is_invisible(tmp_path: Path) -> 
     assert sorted(p.name for p in tmp_path.glob("commits/*.json")) == ["a.json"]
     store.write("commits/b.json", b"{}")
     assert store.names("commits") == ["a.json", "b.json"]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        store.write("folder", b"x")
+    with pytest.raises(OSError, match="No space"), store.open_text("a.csv") as text:  # noqa: PT012
+        text.write("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_step_is_done_when_its_manifest_is_there(store: Store) -> None:

@@ -103,9 +103,13 @@ def test_a_configuration_that_no_model_has_is_refused_with_field_and_value(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("file", "words"), [("none.gz", "none.gz"), ("open_clip_config.json", "gzip")])
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("none.gz", "none.gz"), ("open_clip_config.json", "gzip"), ("empty.gz", "'empty.gz' holds no vocabulary")],
+)
 def test_a_vocabulary_that_cannot_be_read_is_refused(file: str, words: str, make_model: MakeModel) -> None:
     folder = make_model(text={"tokenizer_kwargs": {"bpe_path": file}})
+    (folder / "empty.gz").write_bytes(b"")
     with pytest.raises(ConfigError, match=f"tokenizer of .*{words}"):
         load_tokenizer(resolve_folder(folder).source)
 
@@ -215,6 +219,23 @@ def test_weights_that_open_clip_adapts_are_accepted_and_load(form: str, make_mod
     assert ClipModel(resolve_folder(weights.parent), device="cpu").encode_texts(["a dog"]).shape == (1, 24)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", ["safetensors", "pth"])
+def test_positions_of_16_bits_are_not_stretched(dtype: torch.dtype, form: str, make_model: MakeModel) -> None:
+    weights = make_model() / "open_clip_model.safetensors"
+    own = {n: t.to(dtype) for n, t in load_file(weights).items()}
+    weights.unlink()
+
+    def save(state: dict[str, torch.Tensor]) -> None:
+        path = weights.with_suffix(f".{form}")
+        save_file(state, path) if form == "safetensors" else torch.save(state, path)
+
+    save(own)
+    assert ClipModel(resolve_folder(weights.parent), device="cpu").encode_texts(["a dog"]).shape == (1, 24)
+    save({**own, "visual.positional_embedding": torch.ones(50, 32, dtype=dtype)})
+    assert "hold 16 bits a number and are for another image_size" in refusal(weights.parent)
+
+
 def test_a_model_that_needs_a_package_says_which(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
     folder = make_model()
@@ -256,6 +277,49 @@ def test_damaged_weights_of_torch_are_refused_too(damage: str, tmp_path: Path) -
     weights.write_bytes(DAMAGES[damage](b"x" * 1000))
     with pytest.raises(ConfigError, match=r"weights.pt' of RN50 cannot be read \(.*\); save or download them again"):
         resolve_backbone(Backbone(model="RN50", pretrained=str(weights), quick_gelu=True))
+
+
+@pytest.mark.parametrize("content", ["half", "pointer", "objects"])
+def test_weights_of_torch_in_a_folder_that_cannot_be_read_are_not_called_those_of_another_model(
+    content: str, make_model: MakeModel
+) -> None:
+    weights = make_model() / "open_clip_model.safetensors"
+    saved = weights.with_name("open_clip_pytorch_model.bin")
+    if content == "objects":
+        torch.save(torch.nn.Linear(2, 2), saved)
+    else:
+        torch.save(load_file(weights), saved, _use_new_zipfile_serialization=False)
+        whole = saved.read_bytes()
+        saved.write_bytes(
+            whole[: len(whole) // 2] if content == "half" else b"version https://git-lfs.github.com/spec/v1\n"
+        )
+    weights.unlink()
+    message = refusal(saved.parent)
+    assert re.fullmatch(rf"The weights '{saved}' of .* cannot be read \(.+\); save or download them again\.", message)
+
+
+def test_weights_in_parts_or_under_another_suffix_are_refused_with_the_names_that_are_read(
+    make_model: MakeModel,
+) -> None:
+    weights = make_model() / "open_clip_model.safetensors"
+    part = weights.rename(weights.with_name("model-00001-of-00002.safetensors"))
+    assert re.search(
+        r"in parts \(model-00001-of-00002\.safetensors\).*as one file, model\.safetensors;", refusal(part.parent)
+    )
+    other = part.rename(weights.with_name("open_clip_model.pt"))
+    assert "no weights file (*.safetensors, *.bin, *.pth) lies in" in refusal(other.parent)
+
+
+def test_options_that_no_tokenizer_has_are_refused(make_model: MakeModel) -> None:
+    folder = make_model()
+    file = folder / "open_clip_config.json"
+    published = json.loads(file.read_text())
+    for options, words in (({"cleaned": True}, "unexpected keyword argument 'cleaned'"), ({"clean": "x"}, "Invalid")):
+        published["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = options
+        file.write_text(json.dumps(published))
+        with pytest.raises(ConfigError, match=f"tokenizer of .* cannot be read .*{words}"):
+            load_tokenizer(f"local-dir:{folder}")
+        load_tokenizer.cache_clear()
 
 
 def test_weights_that_are_a_folder_or_have_too_long_a_name_are_refused(tmp_path: Path, make_model: MakeModel) -> None:

@@ -73,6 +73,8 @@ class RayCluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if local:  # Ray's own log files keep what is not shown here
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            if folder := os.environ.get("RAY_TMPDIR"):
+                os.environ["RAY_TMPDIR"] = os.path.abspath(folder)  # Ray's processes do not find a relative one
             check_working_folder()
         elif HOST_AND_PORT.fullmatch(address):
             check_head(address, self._source)
@@ -104,7 +106,16 @@ class RayCluster:
                     f"The folder of temporary files is too long a path for Ray's sockets ({first_line(error)}); set "
                     f"RAY_TMPDIR to a shorter one, for example /tmp."
                 ) from None
+            if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+                raise ConfigError(
+                    f"Ray cannot write its temporary files ({first_line(error)}); set RAY_TMPDIR to a folder that can "
+                    f"be written, for example /tmp."
+                ) from None
             raise
+        except Exception as error:
+            if type(error) is not Exception:  # Ray has no other for its own processes that do not come up
+                raise
+            raise JobError(f"Ray did not start ({first_line(error)}); run the job again.") from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, at_sigterm)
         wait_for_resources(self.compute, local)

@@ -11,6 +11,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
@@ -46,6 +47,16 @@ def _use_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _open_streams() -> None:
+    """Let streams that the caller has closed (`2>&-`) lead nowhere.
+
+    Else the next files that are opened would take their numbers, and what libraries print would be written into them.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None and os.open(os.devnull, os.O_RDWR) == number:  # the lowest that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+
+
 def run_job(job: Callable[[], int]) -> int:
     """Run a job's body with its log on the terminal.
 
@@ -58,6 +69,7 @@ def run_job(job: Callable[[], int]) -> int:
         128 + the signal's number where one stopped it.
     """
     _use_utf8()
+    _open_streams()
     # Under `uv run` Ray would pack the working folder for every worker, even of a Ray that is on this machine alone. It
     # reads this when it is imported, which the job does.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -99,7 +111,7 @@ def run_job(job: Callable[[], int]) -> int:
     except SystemExit as exit_:  # of the parsers of options, which have given the reason; or after `--help`
         _drop_closed_stdout()
         if exit_.code:
-            print(_json_line("failed", "the command line is refused; the reason stands above"))
+            _print_json_line("failed", "the command line is refused; the reason stands above")
         raise
 
 
@@ -115,21 +127,24 @@ def _drop_closed_stdout() -> bool:
 
 def _report(status: str, message: str, code: int) -> int:
     """Print how the job ended, for people and for programs, and return its exit status."""
-    print(f"error: {sanitized(message)}", file=sys.stderr)
-    _drop_closed_stdout()
-    print(_json_line(status, message))
+    with suppress(OSError):  # a full disk, here and below, changes no status
+        print(f"error: {sanitized(message)}", file=sys.stderr)
+    _print_json_line(status, message)
     return code
 
 
-def _json_line(status: str, message: str) -> str:
-    return json.dumps({"status": status, "error": sanitized(message)})
+def _print_json_line(status: str, message: str) -> None:
+    _drop_closed_stdout()
+    try:
+        print(json.dumps({"status": status, "error": sanitized(message)}), flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _report_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Python's hook for an exception that nothing catches: its traceback, then the line for programs."""
     sys.__excepthook__(kind, error, trace)
-    _drop_closed_stdout()
-    print(_json_line("failed", describe_error(error)))
+    _print_json_line("failed", describe_error(error))
 
 
 class _SanitizedFormatter(logging.Formatter):

@@ -22,30 +22,49 @@ from pydantic import (
 )
 
 from upl_ray.config.redact import find_flaws
-from upl_ray.errors import ConfigError
+from upl_ray.errors import ConfigError, quoted
 
 T = TypeVar("T")
 
 
+# Pydantic's words -> those for what stands in a YAML file.
+YAML_WORDS = {
+    r"^Value error, ": "",
+    r"Input should be": "it should be",
+    r"a valid string$": "text",
+    r"a valid tuple$": "a list",
+    r"a valid dictionary( or instance of \w+)?$": "`field: value` pairs",
+}
+ALTERNATIVE = re.compile(r"str|\w+\[.*\]")  # how pydantic names the types that it tries for a field of several
+
+
 def describe_validation_error(error: ValidationError) -> str:
     """One line for every field that pydantic refused: the field, the value, the remedy."""
-    lines = []
+    lines: dict[str, str] = {}  # field -> what it should be
+    values: dict[str, str] = {}
     for e in error.errors():
-        field = ".".join(str(p) for p in e["loc"] if p != "")
+        field = ".".join(str(p) for p in e["loc"] if p != "" and not ALTERNATIVE.fullmatch(str(p)))
         nested = e.get("ctx", {}).get("error")
         if isinstance(nested, ConfigError):  # of a section within this one
-            lines += [f"{field}.{line}" for line in str(nested).splitlines()]
+            lines |= {f"{field}.{line}" if field else line: "" for line in str(nested).splitlines()}
             continue
-        message = e["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
+        message = e["msg"]
+        for theirs, ours in YAML_WORDS.items():
+            message = re.sub(theirs, ours, message)
         if e["type"] == "extra_forbidden":
             message = "there is no such field; `--help` lists all fields"
         elif e["type"] == "missing":
             message = "this field is required"
         elif isinstance(e["input"], str | int | float | bool):
-            message = f"{message}; it is {e['input']!r}"
+            values[field] = f"; it is {quoted(e['input'])}"
         message = message.rstrip(".")
-        lines.append(f"{field}: {message}." if field else f"{message}.")
-    return "\n".join(lines)
+        lines[field] = f"{lines[field]} or {message.removeprefix('it should be ')}" if field in lines else message
+    sentences = {
+        field: f"{text}{values.get(field, '')}." if text else ""
+        for field, text in lines.items()
+        if not any(other.startswith(f"{field}.") for other in lines)  # of a list, whose items say more
+    }
+    return "\n".join(": ".join(filter(None, pair)) for pair in sentences.items())
 
 
 class Section(BaseModel):
@@ -205,7 +224,7 @@ def expand_backbones(value: Any) -> Any:
     for item in value:
         if isinstance(item, dict | Backbone):
             expanded.append(item)
-        elif not isinstance(item, str):
+        elif not isinstance(item, str) or not item.strip():
             raise ValueError(f"{item!r} is no model; write for example RN50/openai, or fields under `model:`")
         elif item == "upl-star":
             expanded += expand_backbones(item)
@@ -519,6 +538,12 @@ class Config(Section):
             raise ValueError("backbones is empty; name at least one model, for example RN50/openai")
         if doubled:
             raise ValueError(f"two backbones have the name {doubled[0]!r}; give one of them another `name`")
+        for b in self.backbones:
+            if ":" in b.model and b.pretrained:
+                raise ValueError(
+                    f"pretrained {quoted(b.pretrained)} stands beside {quoted(b.model)}, which has weights of its own; "
+                    f"leave it out, or name the model by open_clip's name"
+                )
         if self.target and self.target not in names:
             raise ValueError(f"target {self.target!r} is none of the backbones {names}; name one of them")
         if self.label.referee and self.label.referee not in names:

@@ -289,7 +289,7 @@ def bytes_column(names: pa.Schema) -> str | None:
 def _is_binary(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def read_tar(fs: pafs.FileSystem, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | str]:

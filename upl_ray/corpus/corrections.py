@@ -8,12 +8,14 @@ Only selections and what follows them depend on corrections, so new ones cost no
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from upl_ray.corpus.archives import as_text, class_names, label_text
 from upl_ray.corpus.manifests import text_records
 from upl_ray.corpus.shards import Corpus
 from upl_ray.errors import ConfigError, first_line, quoted
@@ -30,6 +32,7 @@ from upl_ray.storage.store import (
 from upl_ray.upl.metrics import UNLABELED, true_labels
 
 FILE = "corrections.parquet"
+FORMS = (".csv", ".jsonl", ".parquet")
 NONE = UNLABELED  # the image shows none of the classes
 ByShard = Mapping[str, Mapping[str, int]]  # shard id -> image id -> index of its class, or NONE
 
@@ -72,20 +75,25 @@ def _read_rows(file: str) -> list[dict[str, str]]:
         fs, path = open_filesystem(place)
         if path.lower().endswith(".parquet"):
             with fs.open_input_file(path) as source:
-                records: list[dict[str, Any]] = open_parquet(source, file).read().to_pylist()
+                parquet = open_parquet(source, file)
+                records: list[dict[str, Any]] = parquet.read().to_pylist()
+            if names := class_names(parquet.schema_arrow, "label"):
+                records = [{**r, "label": label_text(r["label"], names)} for r in records]
         else:
             records = text_records(fs, path)
     except ConfigError as error:
         raise ConfigError(f"label.corrections: {error}") from None
-    except (*UNREACHABLE, *PARQUET_ERRORS, RecursionError) as error:
-        raise ConfigError(f"label.corrections: {file!r} cannot be read: {first_line(error)}; correct it.") from None
-    lacking = next((c for c in ("image_id", "label") if records and c not in records[0]), None)
-    if lacking:
-        raise ConfigError(
-            f"label.corrections: {file!r} has no column {lacking!r} among {', '.join(map(quoted, records[0]))}; it "
-            f"needs image_id and label."
-        )
-    return [{c: "" if r.get(c) is None else str(r[c]) for c in ("image_id", "label")} for r in records]
+    except (*UNREACHABLE, *PARQUET_ERRORS, RecursionError, csv.Error) as error:
+        remedy = "correct it" if path.lower().endswith(FORMS) else f"make it one of {', '.join(FORMS)}"
+        raise ConfigError(f"label.corrections: {file!r} cannot be read: {first_line(error)}; {remedy}.") from None
+    for i, record in enumerate(records, 1):
+        lacking = next((c for c in ("image_id", "label") if c not in record), None)
+        if lacking:  # which is not an empty label
+            raise ConfigError(
+                f"label.corrections: row {i} of {file!r} has no {lacking!r} among {', '.join(map(quoted, record))}; it "
+                f"needs image_id and label."
+            )
+    return [{c: as_text(r[c]) or "" for c in ("image_id", "label")} for r in records]
 
 
 def find_corrections(store: Store, corpus: Corpus, labels: Mapping[str, tuple[int, str]]) -> Step | None:

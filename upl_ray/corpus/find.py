@@ -26,6 +26,7 @@ SUFFIXES: dict[Form, tuple[str, ...]] = {
     "parquet": (".parquet",),
     "manifest": (".txt", ".csv", ".jsonl"),
 }
+FORMS = f"files ending in {' '.join(EXTENSIONS)}, tar or Parquet archives of them, or a manifest (.txt, .csv, .jsonl)"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".tar.xz", ".zip")
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
@@ -65,6 +66,8 @@ def find(uri: str, results: str = "") -> Found:
         raise ConfigError(f"{uri!r} is compressed, so its images cannot be read one by one; unpack it to .tar.")
     try:
         folder, pattern, is_file = _split(uri)
+        if not pattern and _is_local_file(folder):
+            raise ConfigError(f"{uri!r} is a file of another form; name {FORMS}.")
         listing = Listing({pattern: file_version(uri)}) if is_file else list_files(folder)
         chosen = _matcher(pattern) if pattern and not is_file else None
         if not is_file:
@@ -88,10 +91,7 @@ def find(uri: str, results: str = "") -> Found:
     if not present:
         hint = " (in a pattern `*` stays within one folder, `**` does not)" if chosen else ""
         others = f", but {listing.left_out}" if listing.left_out.counts else ""
-        raise ConfigError(
-            f"No image lies under {uri!r}{others}{hint}; name files ending in {' '.join(EXTENSIONS)}, tar or Parquet "
-            f"archives of them, or a manifest (.txt, .csv, .jsonl)."
-        )
+        raise ConfigError(f"No image lies under {uri!r}{others}{hint}; name {FORMS}.")
     if len(present) > 1:
         raise ConfigError(
             f"{uri!r} holds {' and '.join(f'{len(by_form[f])} {f} files' for f in present)}; "
@@ -124,6 +124,11 @@ def _split(uri: str) -> tuple[str, str, bool]:
     if first is None:
         return uri.rstrip("/") or "/", "", False
     return f"{scheme}{separator}{'/'.join(parts[:first])}" or "/", "/".join(parts[first:]), is_file
+
+
+def _is_local_file(uri: str) -> bool:
+    """Object storage lists a file's name like that of an empty folder."""
+    return "://" not in uri and Path(uri).expanduser().is_file()
 
 
 def _exists(uri: str) -> bool:

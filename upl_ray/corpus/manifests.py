@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import re
 import string
@@ -34,6 +35,8 @@ from upl_ray.corpus.archives import (
 from upl_ray.corpus.find import Found, ImageFile
 from upl_ray.errors import LONGEST_VALUE, ConfigError, first_line, quoted
 from upl_ray.storage.store import PARQUET_ERRORS, absolute, open_filesystem, open_parquet
+
+log = logging.getLogger(__name__)
 
 # Files here go before addresses elsewhere, of which they may be the copies.
 URI_COLUMNS = ("uri", "path", "image_path", "filepath", "file_path", "filename", "file_name", "file", "image", "url")
@@ -132,6 +135,9 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
         images[image_id] = ImageFile(file, version, _first(record, LABEL_COLUMNS))
     if not images:
         raise ConfigError(f"The manifest {path!r} names no image; add at least one.")
+    again = len(images) - len({image.file for image in images.values()})
+    if again:  # as in a table with a row for each object in an image
+        log.warning("%-12s %d rows of %s name a file again under another id: it counts as often", "images", again, path)
     return images
 
 
@@ -146,7 +152,10 @@ def text_records(fs: pafs.FileSystem, path: str) -> list[dict[str, Any]]:
         data = file.read()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16, as some tables are exported; save it as UTF-8")
-    text = data.decode("utf-8-sig")  # with or without a byte order mark
+    try:
+        text = data.decode("utf-8-sig")  # with or without a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (byte {error.start + 1}); save it in that encoding") from None
     if kind == "csv":
         return _csv_records(text)
     # Nothing else ends a line: JSON may hold U+2028 and U+0085.
@@ -166,8 +175,11 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: columns are parted by something else than commas, two have one name, or a row has more cells.
+        csv.Error: a quote is not closed, so that the rows behind it would be one cell.
     """
-    reader = csv.DictReader(io.StringIO(text))
+    if "\n" not in text.strip() and "\r" in text.strip():
+        raise ValueError("its lines end at carriage returns; save it with line feeds")
+    reader = csv.DictReader(io.StringIO(text), strict=True)
     names = [name.strip() for name in reader.fieldnames or []]
     if len(names) == 1 and (found := re.search(r"[;\t|]", names[0])):
         raise ValueError(f"its columns are parted by {found[0]!r}; save it with commas")
@@ -181,7 +193,7 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
             raise ValueError(
                 f"row {len(records) + 1} has more cells than columns; put cells that hold commas in quotes"
             )
-        records.append(record)
+        records.append({name: cell for name, cell in record.items() if cell is not None})  # a row may be short
     return records
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from upl_ray.config.classnames import check_classnames, clean_classname
+from upl_ray.corpus.archives import LABEL_COLUMNS
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError, quoted
 from upl_ray.storage.store import read_ahead
@@ -22,6 +23,10 @@ SPLITS = re.compile(  # lower case
     r"(train|training|trainval|val|valid|validation|dev|test|testing|unlabell?ed)([-_ ]?(\d+|images?|imgs?|set|data))*"
 )
 PARTS = re.compile(rf"({SPLITS.pattern})|images?|imgs?|photos?|pictures?|data|annotations?|labels?")
+SOURCES = {  # what to do where a rule finds no label
+    "folders": "let the address lead to the folder above those of the classes",
+    "column": f"call their column {' or '.join(LABEL_COLUMNS)}, in small letters and with text or numbers in it",
+}
 NUMBERED = re.compile(r"n?\d+")  # class numbers, and WordNet's, as ImageNet's folders have them
 
 
@@ -59,13 +64,16 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
             "%-12s labels are numbers from %d to %d, taken as counted from 0: %d is %r",
             *(field, numbers[0], numbers[-1], numbers[0], classnames[min(numbers[0], len(classnames) - 1)]),
         )
-    if len(strangers) == len(labels):
-        first = (
-            f"no label is a class name; the first label is {quoted(labels[0])}" if labels else "no image has a label"
-        )
+    if not labels:
         raise ConfigError(
-            f"{field}.labels is {rule!r} for {corpus.name}, but {first}, and the first class is "
-            f"{quoted(classnames[0])}. Make them equal, or set {field}.labels to none."
+            f"{field}.labels is {rule!r} for {corpus.name}, but no image has a label; {SOURCES[rule]}, or set "
+            f"{field}.labels to none."
+        )
+    if len(strangers) == len(labels):
+        raise ConfigError(
+            f"{field}.labels is {rule!r} for {corpus.name}, but no label is a class name; the first label is "
+            f"{quoted(labels[0])}, and the first class is {quoted(classnames[0])}. Make them equal, or set "
+            f"{field}.labels to none."
         )
     return Counter({x: counts[x] for x in strangers})
 

@@ -83,10 +83,8 @@ class Store:
             with fs.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        Path(temporary).write_bytes(data)
-        os.replace(temporary, path)
+        with _complete(Path(path)) as temporary:
+            temporary.write_bytes(data)
 
     @contextmanager
     def open_text(self, name: str) -> Iterator[TextIO]:
@@ -100,11 +98,8 @@ class Store:
                 with fs.open_output_stream(path, compression=None) as stream:
                     shutil.copyfileobj(text.buffer, stream, 2**23)
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as text:
+        with _complete(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="") as text:
             yield text
-        os.replace(temporary, path)
 
     def names(self, folder: str) -> list[str]:
         """Sorted names of the files right in `folder`; empty if there is no such folder."""
@@ -222,6 +217,19 @@ def read_ahead(items: Iterable[In], read: Callable[[In], Out], depth: int = IO_T
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[Path]:
+    """A file to write into that becomes `path` when all is well, or else goes: it would keep a full disk full."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def open_parquet(source: pa.NativeFile, where: str, piece: int = 0) -> pq.ParquetFile:

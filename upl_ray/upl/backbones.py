@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ from torch import Tensor
 
 from upl_ray.config.settings import Backbone, describe_validation_error
 from upl_ray.demo import locate
-from upl_ray.errors import ConfigError, first_line
+from upl_ray.errors import ConfigError, first_line, quoted
 from upl_ray.storage.store import absolute
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.hub import use_cache_where_unreachable
@@ -50,6 +51,8 @@ from upl_ray.upl.rejection import MAX_PIXELS
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "open_clip_config.json"
+POSITIONS = "visual.positional_embedding"  # stretched for other sizes of images
+HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors call them
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,12 @@ def find_weights(backbone: Backbone) -> FoundWeights:
             model_cfg, preprocess = read_model_config((folder / CONFIG_FILE).read_bytes())
             weights = _find_checkpoint_in_dir(folder)
             if weights is None:
-                raise FileNotFoundError(f"no weights file lies in {folder}")
+                raise FileNotFoundError(f"no weights file (*.safetensors, *.bin, *.pth) lies in {folder}")
+            if parts := re.fullmatch(r"(.*)-\d{5}-of-\d{5}(\..*)", Path(weights).name):
+                raise ValueError(
+                    f"its weights lie in parts ({Path(weights).name}), of which open_clip reads one; save "
+                    f"them as one file, {parts[1]}{parts[2]}"
+                )
             return FoundWeights(f"local-dir:{folder}", Path(weights), model_cfg, preprocess)
         if schema == "hf-hub":
             use_cache_where_unreachable()
@@ -117,7 +125,9 @@ def find_weights(backbone: Backbone) -> FoundWeights:
             return FoundWeights(source, Path(download_pretrained_from_hf(identifier)), model_cfg, preprocess)
     except (OSError, ValueError) as error:
         reason = str(error).rstrip(".")
-        raise ConfigError(f"The model {backbone.model!r} cannot be read: {reason}; check its name or folder.") from None
+        raise ConfigError(
+            f"The model {quoted(backbone.model)} cannot be read: {reason}; check its name or folder."
+        ) from None
     return _find_named_weights(backbone)
 
 
@@ -134,7 +144,7 @@ def _find_named_weights(backbone: Backbone) -> FoundWeights:
             )
         close = difflib.get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}?" if close else "`open_clip.list_models()` lists all."
-        raise ConfigError(f"open_clip knows no model {model!r}; {hint}")
+        raise ConfigError(f"open_clip knows no model {quoted(model)}; {hint}")
     tags = open_clip.list_pretrained_tags_by_model(model)
     if not pretrained:
         raise ConfigError(f"The model {model!r} needs `pretrained`: a weights file or one of the tags {tags}.")
@@ -142,7 +152,9 @@ def _find_named_weights(backbone: Backbone) -> FoundWeights:
     if not tag_cfg:
         file = os.path.expanduser(pretrained)
         if not os.path.isfile(file):  # pathlib's would raise for a name that is too long
-            raise ConfigError(f"pretrained {pretrained!r} of {model} is neither a file nor one of the tags {tags}.")
+            raise ConfigError(
+                f"pretrained {quoted(pretrained)} of {model} is neither a file nor one of the tags {tags}."
+            )
         return FoundWeights(model, Path(file).resolve(), model_cfg, {})
     use_cache_where_unreachable()
     try:
@@ -212,15 +224,19 @@ def _check_weights(weights: Path, backbone: Backbone) -> tuple[str, int]:
     try:
         script, digest, size = _is_torchscript(weights), file_sha256(weights), _weights_bytes(weights)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, SafetensorError) as error:
-        raise ConfigError(
-            f"The weights {str(weights)!r} of {backbone.model} cannot be read ({error}); save or download them again."
-        ) from None
+        raise _unreadable(weights, backbone, str(error)) from None
     if script:
         raise ConfigError(
             f"The weights {str(weights)!r} are a TorchScript archive, which can run code; use the pretrained tag "
             f"(`openai`) or save the state_dict as safetensors."
         )
     return digest, size
+
+
+def _unreadable(weights: Path, backbone: Backbone, reason: str) -> ConfigError:
+    return ConfigError(
+        f"The weights {str(weights)!r} of {backbone.model} cannot be read ({reason}); save or download them again."
+    )
 
 
 def _check_fit(found: FoundWeights, backbone: Backbone) -> None:
@@ -244,13 +260,25 @@ def _check_fit(found: FoundWeights, backbone: Backbone) -> None:
         raise ConfigError(
             f"The model {backbone.model!r} cannot be built ({reason}); correct its {CONFIG_FILE}."
         ) from None
-    state: dict[str, Tensor] = {}
     try:
-        state = _adapt(_read_header(found.path), model)
+        state = _read_header(found.path)
+    except Exception as error:  # noqa: BLE001  # nor is a file that others have made limited to some
+        raise _unreadable(found.path, backbone, first_line(error)) from None
+    expected = model.state_dict().get(POSITIONS)
+    if expected is not None and POSITIONS in state:
+        positions = state[POSITIONS]
+        if positions.itemsize < expected.itemsize and positions.shape != expected.shape:
+            raise ConfigError(
+                f"The weights {str(found.path)!r} hold {8 * positions.itemsize} bits a number and are for another "
+                f"image_size than that of the model {quoted(backbone.model)}, which open_clip cannot adapt; save them "
+                f"as float32, or give the model their image_size."
+            )
+    try:
+        state = _adapt(state, model)
         resize_pos_embed(state, model)
         resize_text_pos_embed(state, model)
         model.load_state_dict(state)
-    except Exception as error:  # noqa: BLE001  # nor is a file that others have made limited to some
+    except Exception as error:  # noqa: BLE001  # of values that are no tensors
         raise ConfigError(
             f"The weights {str(found.path)!r} do not fit the model {backbone.model!r}: "
             f"{_difference(state, model.state_dict()) or first_line(error)}; use weights of this architecture, with "
@@ -286,11 +314,18 @@ def _adapt(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor
 def _read_header(weights: Path) -> dict[str, Tensor]:
     """Tensors without memory, by their names in a file of weights."""
     if weights.suffix != ".safetensors":
-        state: dict[str, Tensor] = load_state_dict(str(weights), device="meta")
+        try:
+            state: dict[str, Tensor] = load_state_dict(str(weights), device="meta")
+        except StopIteration:  # it holds no tensor
+            return {}
         return state
     with safe_open(weights, framework="numpy") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    return {name.removeprefix("module."): torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        headers = {name: (s.get_shape(), HALVES.get(s.get_dtype())) for name, s in slices.items()}
+    return {
+        name.removeprefix("module."): torch.empty(shape, dtype=dtype, device="meta")
+        for name, (shape, dtype) in headers.items()
+    }
 
 
 def _difference(given: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
@@ -351,13 +386,23 @@ def load_tokenizer(source: str) -> Any:
             model_cfg, _ = read_model_config((Path(identifier) / CONFIG_FILE).read_bytes())
             bpe_path = model_cfg["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path")
             options = {"bpe_path": str(Path(identifier) / bpe_path)} if bpe_path else {}
-        return open_clip.get_tokenizer(source, **options)
+        tokenizer = open_clip.get_tokenizer(source, **options)
+        if options and not tokenizer.bpe_ranks:  # as of an empty file, which would part all words into letters
+            raise ValueError(f"{bpe_path!r} holds no vocabulary")
+        return tokenizer
     except ImportError as error:
         raise ConfigError(
             f"The tokenizer of {source!r} needs a package that is not installed here ({first_line(error)}); install it "
             f"with pip, on every node."
         ) from None
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zlib.error,
+        TypeError,
+        AssertionError,
+    ) as error:  # the last two of its options
         raise ConfigError(f"The tokenizer of {source!r} cannot be read ({error}); repair the model's folder.") from None
 
 
