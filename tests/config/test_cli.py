@@ -142,10 +142,12 @@ CHANGED = [
 def test_class_names_that_yaml_changes_are_refused_and_in_quotes_they_are_kept(name: str, tmp_path: Path) -> None:
     text = yaml.safe_dump({**GOOD, "classnames": []}).replace("classnames: []", "classnames:\n- cat\n- {}")
     message = refusal(tmp_path, text.format(name))
-    assert f"YAML reads the class name {name!r} as " in message
+    assert f"YAML reads the name {name!r} as " in message
     assert message.endswith("; put it in quotes.")
     (tmp_path / "job.yaml").write_text(text.format(f"'{name}'"))
     assert load_config([str(tmp_path / "job.yaml")], tmp_path).classnames == ("cat", name)
+    words = yaml.safe_dump({**GOOD, "label": {"negatives": []}}).replace("negatives: []", "negatives:\n  - {}")
+    assert f"YAML reads the name {name!r} as " in refusal(tmp_path, words.format(name))
 
 
 def test_class_names_that_yaml_leaves_as_they_stand_are_text(tmp_path: Path) -> None:

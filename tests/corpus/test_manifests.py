@@ -123,6 +123,12 @@ def test_a_byte_order_mark_is_no_part_of_a_manifest(tmp_path: Path, suffix: str)
     assert read_all(listed(tmp_path, manifest)) == {"a.jpg": b"a"}
 
 
+def test_empty_columns_of_a_spreadsheet_and_two_notes_do_not_count(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"", "b.jpg": b""})
+    (tmp_path / "m.csv").write_text("path,label,note,note,,\na.jpg,cat,x,y,,,,\nb.jpg,dog,,,,,\n")
+    assert labels(listed(tmp_path, tmp_path / "m.csv", labels="column")) == {"a.jpg": "cat", "b.jpg": "dog"}
+
+
 def test_blanks_around_names_of_columns_do_not_count(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.jpg": b"a", "m.csv": b" path , label \na.jpg,cat\n"})
     corpus = listed(tmp_path, tmp_path / "m.csv", labels="column")

@@ -186,7 +186,7 @@ def _split_file(args: list[str], default: Path) -> tuple[Path, list[str]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a field that is given twice is refused, and so are class names that YAML changes.
+    """PyYAML's safe loader, but a field that is given twice is refused, and so are names that YAML changes.
 
     Dates stay text.
     """
@@ -208,7 +208,7 @@ class _Loader(yaml.SafeLoader):
             problem = "the name of a field is no text; put it in quotes"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         for key, value in node.value:
-            if key.value == "classnames" and isinstance(value, yaml.SequenceNode):
+            if key.value in ("classnames", "negatives") and isinstance(value, yaml.SequenceNode):
                 self._reject_changed(value)
         return mapping
 
@@ -218,7 +218,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(item, yaml.ScalarNode) and str(value := self.construct_object(item)) != item.value:
                 mark = item.start_mark
                 raise ConfigError(
-                    f"YAML reads the class name {item.value!r} as {value!r} (line {mark.line + 1}, column "
+                    f"YAML reads the name {item.value!r} as {value!r} (line {mark.line + 1}, column "
                     f"{mark.column + 1}); put it in quotes."
                 )
 

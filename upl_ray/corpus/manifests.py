@@ -44,6 +44,7 @@ ID_COLUMNS = ("image_id", "id", "key")
 BASE64 = re.compile("[A-Za-z0-9+/]{200,}={0,2}")  # a path of that length has dots
 LONGEST_FOLDER = 255  # letters of a folder that an error proposes
 VERSION_COLUMNS = ("version", "etag", "md5", "sha256")
+COUNTED = frozenset((*URI_COLUMNS, *ID_COLUMNS, *VERSION_COLUMNS, *LABEL_COLUMNS))
 
 
 def names_images(found: Found) -> bool:
@@ -174,7 +175,8 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
     """Rows by the names of their columns, blanks around these left out.
 
     Raises:
-        ValueError: columns are parted by something else than commas, two have one name, or a row has more cells.
+        ValueError: columns are parted by something else than commas, two that count have one name, or a row has more
+            cells than there are columns.
         csv.Error: a quote is not closed, so that the rows behind it would be one cell.
     """
     if "\n" not in text.strip() and "\r" in text.strip():
@@ -183,13 +185,13 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
     names = [name.strip() for name in reader.fieldnames or []]
     if len(names) == 1 and (found := re.search(r"[;\t|]", names[0])):
         raise ValueError(f"its columns are parted by {found[0]!r}; save it with commas")
-    doubled = next((name for name in names if names.count(name) > 1), None)
+    doubled = next((name for name in names if name in COUNTED and names.count(name) > 1), None)
     if doubled is not None:
         raise ValueError(f"it has two columns {doubled!r}; remove one of them")
     reader.fieldnames = names
     records: list[dict[str, Any]] = []
-    for record in reader:
-        if None in record:
+    for record in reader:  # cells beyond the columns may be blank, as spreadsheets write them
+        if any(cell.strip() for cell in record.pop(None, [])):
             raise ValueError(
                 f"row {len(records) + 1} has more cells than columns; put cells that hold commas in quotes"
             )
