@@ -6,7 +6,8 @@ figures.py      how a figure is drawn: style, one function for each kind of char
 exhibits.py     which figures the page has, each with its caption and table
 thumbnails.py   pictures of images, several in one file
 cards.py        the selected images of each class
-export.py       files for other programs: tables, labels, TensorBoard
+export.py       files for other programs: tables, TensorBoard
+labels.py       labels of the whole corpus in the forms that other tools read
 page.py         the page: `write_report`; text and layout are in `templates/`
 compare.py      a page that compares several runs
 """

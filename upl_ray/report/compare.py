@@ -19,7 +19,6 @@ from upl_ray.corpus.shards import Shard
 from upl_ray.corpus.true_labels import true_labels_of
 from upl_ray.errors import ConfigError
 from upl_ray.report.exhibits import Exhibit
-from upl_ray.report.export import SHARDS_AHEAD, address
 from upl_ray.report.figures import estimates, figure_style
 from upl_ray.report.findings import (
     NAMES_OF_PARTS,
@@ -32,6 +31,7 @@ from upl_ray.report.findings import (
     zero_shot_accuracy,
 )
 from upl_ray.report.finished import FinishedRun, fields, open_run
+from upl_ray.report.labels import SHARDS_AHEAD, address
 from upl_ray.report.page import cell, render, write_exhibit
 from upl_ray.storage.store import Store, read_ahead
 from upl_ray.upl.metrics import UNLABELED, paired_difference

@@ -1,7 +1,4 @@
-"""Files beside the page, for other programs: tables as CSV and JSON, labels for FiftyOne, curves for TensorBoard.
-
-Labels are written shard by shard, so memory does not grow with the corpus.
-"""
+"""Files beside the page, for other programs: tables as CSV and JSON, curves for TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,20 +14,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import pyarrow.compute as pc
 
-from upl_ray.corpus.shards import REJECTED, Corpus, Shard
+from upl_ray.corpus.shards import REJECTED
 from upl_ray.report.cards import Card
 from upl_ray.report.findings import Findings, mean_confidence, zero_shot_accuracy
-from upl_ray.report.finished import FinishedRun, Variant, fields
-from upl_ray.storage.store import Store, is_remote, read_ahead
+from upl_ray.report.finished import FinishedRun, fields
+from upl_ray.storage.store import Store
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
-LABELS_LIMIT = 200_000  # images of a corpus whose labels every report exports; those of larger ones on demand
-SHARDS_AHEAD = 4  # tables of shards that are read ahead
-PREDICTIONS = ["image_id", "label", "classname", "confidence", "members_agree", "known"]
-EVEN = "even_label"  # of refined ensembles, a column more: the label where no class is taken to be more frequent
-PSEUDO_LABELS = ["image_id", "pseudo_label", "classname", "confidence", "labelers_agree", "known"]
 CLASSES = ["class", "classname", "selected", "pseudo_labels", "labelers_agree", "members_agree", "right", "labeled"]
 CONFUSION = ["true", "predicted", "images", "true_classname", "predicted_classname"]
 SELECTED = ["pseudo_label", "rank", "confidence", "labelers_agree", "members_agree", "label", "true_label"]
@@ -104,105 +96,6 @@ def write_csv(out: TextIO, header: list[str], rows: Iterable[list[Any]]) -> None
 
 def _without_formula(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell) else cell
-
-
-# Labels of the whole corpus.
-
-
-def export_labels(run: FinishedRun, folder: str) -> list[str]:
-    """Write pseudo-labels and predictions of the corpus for every variant; returns the files.
-
-    `fiftyone-*/` holds `labels.json` (FiftyOneImageClassificationDataset) and `data.json` with the images' addresses.
-    """
-    written = []
-    for variant in run.variants:
-        slug = variant.slug
-        for name, header, rows in (
-            (f"predictions-{slug}", [*PREDICTIONS, *([EVEN] * variant.refined)], _predictions(run, variant)),
-            (f"pseudo_labels-{slug}", PSEUDO_LABELS, _pseudo_labels(run, variant)),
-        ):
-            file = f"{folder}/{name}.csv"
-            with run.store.open_text(file) as out:
-                write_csv(out, header, rows)
-            written.append(file)
-        written += _write_fiftyone(run, variant, f"{folder}/fiftyone-{slug}")
-    return written
-
-
-def _predictions(run: FinishedRun, variant: Variant) -> Iterator[list[Any]]:
-    shards, step = variant.shards(run.corpora["corpus"]), variant.chain.predictions
-    for table in read_ahead(shards, lambda s: step.read_shard(s.state), SHARDS_AHEAD):
-        for r in table.to_pylist():
-            votes = r["member_labels"]
-            agree = votes.count(r["label"]) / len(votes)
-            even = [r[EVEN]] if variant.refined else []
-            numbers = [f"{r['confidence']:.6f}", f"{agree:.4f}", _known(r)]
-            yield [r["image_id"], r["label"], r["classname"], *numbers, *even]
-
-
-def _pseudo_labels(run: FinishedRun, variant: Variant) -> Iterator[list[Any]]:
-    shards, step, names = variant.shards(run.corpora["corpus"]), variant.chain.pseudo_labels, run.classnames
-    for table in read_ahead(shards, lambda s: step.read_shard(s.state), SHARDS_AHEAD):
-        for r in table.to_pylist():
-            votes, label = r["backbone_labels"], r["pseudo_label"]
-            agree = votes.count(label) / len(votes)
-            yield [r["image_id"], label, names[label], f"{r['confidence']:.6f}", f"{agree:.4f}", _known(r)]
-
-
-def _known(row: dict[str, Any]) -> str:
-    share = row.get("known")  # of no run before labels had it
-    return "" if share is None else f"{share:.4f}"
-
-
-def _write_fiftyone(run: FinishedRun, variant: Variant, folder: str) -> list[str]:
-    """Samples are named by a running number: FiftyOne cuts names at a dot, as if a suffix followed."""
-    labels, data = f"{folder}/labels.json", f"{folder}/data.json"
-    with run.store.open_text(labels) as out:
-        out.write(f'{{"classes": {json.dumps(list(run.classnames))}, "labels": {{')
-        samples = (
-            {
-                "label": label,
-                "confidence": float(confidence),
-                "attributes": {
-                    "image_id": image_id,
-                    "members_agree": float(agree),
-                    **({"known": float(known)} if known else {}),
-                    **dict(zip([EVEN], even, strict=False)),
-                },
-            }
-            for image_id, label, _, confidence, agree, known, *even in _predictions(run, variant)
-        )
-        _write_items(out, samples)
-        out.write("}}\n")
-    with run.store.open_text(data) as out:
-        out.write("{")
-        _write_items(out, _addresses(run.corpora["corpus"], variant))
-        out.write("}\n")
-    return [labels, data]
-
-
-def _write_items(out: TextIO, values: Iterator[Any]) -> None:
-    for number, value in enumerate(values):
-        out.write(f'{"," if number else ""}\n"{number:09d}": {json.dumps(value)}')
-
-
-def _addresses(corpus: Corpus, variant: Variant) -> Iterator[str]:
-    """Address of each predicted image, in the order of the predictions."""
-
-    def read(shard: Shard) -> list[str]:
-        listing = corpus.listing(shard, ["image_id", "file", "offset"]).to_pylist()
-        place = {r["image_id"]: (r["file"], r["offset"] is not None) for r in listing}
-        ids = variant.chain.predictions.read_shard(shard.state, ["image_id"])["image_id"].to_pylist()
-        return [address(shard.root, *place[i], i) for i in ids]
-
-    for addresses in read_ahead(variant.shards(corpus), read, SHARDS_AHEAD):
-        yield from addresses
-
-
-def address(root: str, file: str, archived: bool, image_id: str) -> str:
-    """Full address of an image; inside an archive `archive#image_id`."""
-    place = file if is_remote(file) or file.startswith("/") else f"{root.rstrip('/')}/{file}"
-    return f"{place}#{image_id}" if archived else place
 
 
 # TensorBoard.

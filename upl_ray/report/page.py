@@ -1,7 +1,7 @@
 """The page of a finished run, and everything beside it.
 
 report/index.html      the page; figures/*.png, tables/*.csv, tables/*.json: its contents for slides and programs
-report/labels/         pseudo-labels and predictions as CSV, and in a form that FiftyOne imports
+report/labels/         pseudo-labels and predictions as CSV, and for FiftyOne, Hugging Face and COCO tools
 report/tensorboard/    training curves of the members, parameters and final figures
 report/manifest.json   written last
 
@@ -28,7 +28,7 @@ from upl_ray.errors import Damaged
 from upl_ray.progress import duration
 from upl_ray.report.cards import LOOKS, Card, data_address, frames, image_rows, look_rows, make_cards
 from upl_ray.report.exhibits import Exhibit, all_exhibits
-from upl_ray.report.export import LABELS_LIMIT, all_tables, export_labels, rejected_rows, write_events, write_table
+from upl_ray.report.export import all_tables, rejected_rows, write_events, write_table
 from upl_ray.report.figures import figure_style, to_png, to_svg
 from upl_ray.report.findings import (
     Findings,
@@ -43,6 +43,7 @@ from upl_ray.report.findings import (
     verdict,
 )
 from upl_ray.report.finished import FinishedRun, open_run
+from upl_ray.report.labels import LABELS_LIMIT, export_labels
 from upl_ray.report.thumbnails import Sprite
 from upl_ray.storage.step import fingerprint
 from upl_ray.storage.store import Store
