@@ -7,6 +7,7 @@ exhibits.py     which figures the page has, each with its caption and table
 thumbnails.py   pictures of images, several in one file
 cards.py        the selected images of each class
 export.py       files for other programs: tables, labels, TensorBoard
+tracking.py     the run in MLflow or Weights & Biases
 page.py         the page: `write_report`; text and layout are in `templates/`
 compare.py      a page that compares several runs
 """
