@@ -87,7 +87,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.pip
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.pip
-	@echo "Installing upl-ray with the developers' tools (5.7 GB, mostly CUDA; one to several minutes)"
+	@echo "Installing upl-ray with the developers' tools (5.8 GB, mostly CUDA; one to several minutes)"
 	$(INSTALL) --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 

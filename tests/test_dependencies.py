@@ -15,8 +15,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ONNX = PROJECT["optional-dependencies"]["onnx"]  # imported where it is used
-DEV = [r for r in PROJECT["optional-dependencies"]["dev"] if r != "upl-ray[onnx]"] + ONNX
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+OPTIONAL = [r for extra in EXTRAS if extra != "dev" for r in EXTRAS[extra]]  # imported where they are used
+DEV = [r for r in EXTRAS["dev"] if not r.startswith("upl-ray[")] + OPTIONAL
 OURS = {"upl_ray", "jobs", "benchmarks", "tests", *(p.stem for p in (ROOT / "tests").rglob("*.py"))}
 
 
@@ -53,9 +54,14 @@ def undeclared(folders: tuple[str, ...], packages: set[str]) -> set[str]:
 
 
 def test_every_import_of_the_package_is_declared() -> None:
-    declared = {canonicalize_name(Requirement(r).name) for r in [*PROJECT["dependencies"], *ONNX]}
+    declared = {canonicalize_name(Requirement(r).name) for r in [*PROJECT["dependencies"], *OPTIONAL]}
     assert undeclared(("upl_ray", "jobs"), declared) == set()
     assert undeclared(("upl_ray", "jobs"), declared - {"torch"}) == {"torch"}
+
+
+def test_the_developers_have_every_extra() -> None:
+    (own,) = (Requirement(r) for r in EXTRAS["dev"] if r.startswith("upl-ray["))
+    assert own.extras == EXTRAS.keys() - {"dev"}
 
 
 def test_every_other_import_comes_with_the_developers_tools() -> None:

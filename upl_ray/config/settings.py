@@ -394,6 +394,25 @@ class Compute(Section):
     )
 
 
+class Tracking(Section):
+    """Where a finished main job is logged; no part of any fingerprint. How-to in `docs/tracking.md`."""
+
+    mlflow: str = Field(
+        "", description="MLflow's tracking server or store, `http://host:5000`; empty: none. Needs `upl-ray[mlflow]`."
+    )
+    wandb: str = Field(
+        "",
+        description="Project of Weights & Biases, `PROJECT` or `ENTITY/PROJECT`; empty: none. Needs `upl-ray[wandb]`.",
+    )
+
+    @field_validator("wandb")
+    @classmethod
+    def _a_project(cls, value: str) -> str:
+        if value and not re.fullmatch(r"([\w .-]+/)?[\w .-]+", value):
+            raise ValueError("write PROJECT or ENTITY/PROJECT; the server comes from WANDB_BASE_URL")
+        return value
+
+
 FewShotName = Literal["linear-probe", "coop", "clip-adapter", "tip-adapter", "tip-adapter-f"]
 VariantName = Literal["upl*", "upl", "refined"]
 UnlabeledName = Literal["zero-shot", "templates", "fused", "threshold", "upl", "upl*", "refined-own", "refined"]
@@ -512,6 +531,7 @@ class Config(Section):
     views: Views = Field(Views(), description="Augmented views.")
     train: Train = Field(Train(), description="Prompt learning.")
     compute: Compute = Field(Compute(), description="Resources.")
+    tracking: Tracking = Field(Tracking(), description="Experiment trackers.")
     compare: Compare = Field(Compare(), description="Comparison of methods (jobs/compare.py).")
     ablate: Ablate = Field(Ablate(), description="Ablation of the configured run (jobs/ablate.py).")
 

@@ -1,7 +1,7 @@
 """The main job: each step reads finished steps and makes one; what is in storage already is not made again.
 
 corpus -> features -> text -> [refinement ->] pseudo-labels -> selection -> views -> members -> classifier
--> predictions -> scores, verdict -> report
+-> predictions -> scores, verdict -> report [-> experiment trackers]
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from upl_ray.pipeline.verdict import make_verdict
 from upl_ray.pipeline.view_bank import share_views
 from upl_ray.progress import duration
 from upl_ray.report.page import PAGE, write_report
+from upl_ray.report.tracking import log_run, require_trackers
 from upl_ray.storage.step import Step
 from upl_ray.upl.tally import Models
 from upl_ray.upl.verdict import describe
@@ -68,6 +69,7 @@ def run(config: Config) -> dict[str, Any]:
         JobError: too many images are unreadable, or work was lost; what is finished stays in storage.
     """
     started = time.monotonic()
+    require_trackers(config.tracking)
     cluster = RayCluster(config.compute)
     inputs = prepare(config, cluster)
     plan = plan_run(inputs)
@@ -95,6 +97,7 @@ def run(config: Config) -> dict[str, Any]:
     inputs.store.write_json("run.json", summary)
     cluster.laps.start("report")
     write_report(inputs.store)
+    log_run(inputs.store, config.tracking)
     summary |= _timing(inputs, cluster, started)
     inputs.store.write_json("run.json", summary)
     log.info("%-12s %s in %s", "job", summary["status"], duration(summary["seconds"]))

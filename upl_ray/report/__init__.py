@@ -8,6 +8,7 @@ thumbnails.py   pictures of images, several in one file
 cards.py        the selected images of each class
 export.py       files for other programs: tables, TensorBoard
 labels.py       labels of the whole corpus in the forms that other tools read
+tracking.py     the run in MLflow or Weights & Biases
 page.py         the page: `write_report`; text and layout are in `templates/`
 compare.py      a page that compares several runs
 """

@@ -73,24 +73,30 @@ class Findings:
 
 def gather(run: FinishedRun) -> list[Findings]:
     """The findings of each variant of a run, the exported one first."""
-    found, recipe = [], run.config["train"]
+    found = []
     for variant in run.variants:
         scores = variant.chain.scores
         parts = scores.manifest()["parts"]
         selected, confusion = (scores.read_table(f"{name}.parquet") for name in ("selected", "confusion"))
-        history = variant.chain.members.read_table("history.parquet")
-        losses = history.sort_by([("member", "ascending"), ("epoch", "ascending")])["loss"].to_numpy()
         found.append(
             Findings(
                 variant,
                 parts,
                 selected.to_pylist(),
                 _pairs(confusion, judged_part(parts)),
-                losses.astype(np.float64).reshape(-1, recipe["epochs"])[: recipe["members"]],
+                losses_of(run, variant),
                 run.summary["scores"][variant.name],
             )
         )
     return found
+
+
+def losses_of(run: FinishedRun, variant: Variant) -> npt.NDArray[np.float64]:
+    """Mean loss of each member in each epoch [S, E]."""
+    recipe, history = run.config["train"], variant.chain.members.read_table("history.parquet")
+    losses = history.sort_by([("member", "ascending"), ("epoch", "ascending")])["loss"].to_numpy()
+    by_member: npt.NDArray[np.float64] = losses.astype(np.float64).reshape(-1, recipe["epochs"])
+    return by_member[: recipe["members"]]
 
 
 def judged_part(parts: dict[str, Any]) -> str | None:

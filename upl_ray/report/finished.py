@@ -111,6 +111,14 @@ class FinishedRun:
         return {image_id: label for of in by_shard.values() for image_id, label in of.items()}
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """JSON values that differ where two runs do: results, sources and recipe; no times, addresses or compute."""
+        shown = {n: self.summary[n] for n in ("target", "scores", "folders", "sources", "rejected_by_reason")}
+        shown |= {n: self.summary.get(n) for n in ("verdict", "absent_classes")}  # older runs have neither
+        config = {n: value for n, value in self.config.items() if n not in ("storage_path", "compute", "tracking")}
+        return {"run": shown, "config": config, "corpora": {p: c.labels_digest for p, c in self.corpora.items()}}
+
+    @property
     def rejected(self) -> Step:
         """The snapshot whose `rejected.parquet` names the images that the run could not read."""
         return self.corpora["corpus"].step
@@ -151,10 +159,10 @@ def open_run(uri: str) -> FinishedRun:
     return FinishedRun(store, summary)
 
 
-def fields(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values of a configuration's fields, as `train.lr`."""
+def fields(section: dict[str, Any], prefix: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """Names and values of the leaves of nested mappings: of a configuration's fields, as `train.lr`."""
     for name, value in section.items():
         if isinstance(value, dict):
-            yield from fields(value, f"{prefix}{name}.")
+            yield from fields(value, f"{prefix}{name}{separator}", separator)
         else:
             yield f"{prefix}{name}", value

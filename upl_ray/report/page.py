@@ -102,11 +102,7 @@ def write_report(store: Store, again: bool = False, every_label: bool = False) -
 
 def page_fingerprint(run: FinishedRun) -> str:
     """Identity of everything that the page shows but times, addresses and compute: a moved storage keeps its page."""
-    shown = {name: run.summary[name] for name in ("target", "scores", "folders", "sources", "rejected_by_reason")}
-    shown |= {name: run.summary.get(name) for name in ("verdict", "absent_classes")}  # older runs have neither
-    config = {name: value for name, value in run.config.items() if name not in ("storage_path", "compute")}
-    corpora = {part: corpus.labels_digest for part, corpus in run.corpora.items()}
-    return fingerprint({"version": VERSION, "run": shown, "config": config, "corpora": corpora})
+    return fingerprint({"version": VERSION, **run.identity})
 
 
 def _fingerprint_of_page(store: Store) -> str | None:
