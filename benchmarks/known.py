@@ -23,8 +23,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.refine import LOGIT_SCALE
 from upl_ray.report.finished import open_run
 from upl_ray.storage.store import absolute
-from upl_ray.upl.known import known
-from upl_ray.upl.zero_shot import probabilities
+from upl_ray.upl.zero_shot import known, probabilities
 
 DRAWS = 20
 Shares = npt.NDArray[np.float32]

@@ -18,7 +18,6 @@ from upl_ray.upl import zero_shot
 from upl_ray.upl.clip_model import ClipModel
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.ensemble import Ensemble
-from upl_ray.upl.known import competing
 from upl_ray.upl.prompt_encoder import PromptEncoder
 from upl_ray.upl.prompt_learner import PromptLearner
 
@@ -101,7 +100,7 @@ def test_words_compete_on_the_device() -> None:
         ensemble = Ensemble(texts[None], texts, {"logit_scale": 50.0}, (texts, words))
         found = ensemble.known(images)
         assert found is not None
-        return [found, competing(words, texts).float()]
+        return [found, zero_shot.competing(words, texts).float()]
 
     on_both(shares, random(7, 24), random(5, 24), random(9, 24))
 

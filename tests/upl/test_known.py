@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from upl_ray.upl.known import NEAREST, competing, count_shares, is_known, known, share_edges
+from upl_ray.upl.known import count_shares, is_known, share_edges
+from upl_ray.upl.zero_shot import NEAREST, competing, known
 
 
 def features(seed: int, *shape: int) -> torch.Tensor:

@@ -28,9 +28,8 @@ from upl_ray.storage.step import Step
 from upl_ray.storage.store import Store
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.fusion import Probabilities, assign, fuse
-from upl_ray.upl.known import competing, known
 from upl_ray.upl.refine import Mixture, memberships
-from upl_ray.upl.zero_shot import probabilities
+from upl_ray.upl.zero_shot import competing, known, probabilities
 
 
 @dataclass(frozen=True)

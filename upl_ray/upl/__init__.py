@@ -9,7 +9,7 @@ In reading order:
     clip_model      a loaded backbone: crops and texts -> normalised features
     zero_shot       features -> class probabilities, of one prompt a class or of an ensemble
     fusion          probabilities of several labelers -> one pseudo-label and confidence an image
-    known           features -> how far an image shows one of the classes at all, beside other words
+    known           shares of probability on the classes while other words compete: threshold, distribution
     top_k           pseudo-labels -> the top-K images of each class
     refine          fused probabilities, corrected by the images' own features in a mixture model
     sampling        the images that a mixture is fitted on, and those that prompts are learned on from soft labels

@@ -42,7 +42,7 @@ class Classifier:
         return self.ensemble.probabilities(self._encode(images), mixture)
 
     def known(self, images: Iterable[Image.Image]) -> Tensor:
-        """How far each image shows one of the classes at all, [N] in [0, 1]; see `upl.known`.
+        """How far each image shows one of the classes at all, [N] in [0, 1]; see `zero_shot.known`.
 
         Raises:
             TypeError, ValueError: see `predict`; or no words competed with the classes when this was learned.

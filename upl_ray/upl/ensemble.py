@@ -14,9 +14,8 @@ from torch import Tensor
 from upl_ray.storage.step import MANIFEST
 from upl_ray.storage.store import Store, absolute, is_remote
 from upl_ray.upl.clip_spec import ClipSpec
-from upl_ray.upl.known import known
 from upl_ray.upl.tensors import load_tensors, save_tensors
-from upl_ray.upl.zero_shot import average_members, member_logits
+from upl_ray.upl.zero_shot import average_members, known, member_logits
 
 FILE = "classifier.safetensors"
 ZERO_SHOT = ("zero_shot", "negatives")  # names of tensors, see `Ensemble.zero_shot`

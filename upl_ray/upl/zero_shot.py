@@ -1,6 +1,6 @@
 """Zero-shot and ensemble classification on normalised features (paper, equations 1 and 2); pure torch.
 
-Shapes: N images, C classes, D feature width, S ensemble members, T templates.
+Shapes: N images, C classes, D feature width, S ensemble members, T templates, J words.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+NEAREST = 0.93  # cosine to a class from which a word is another name of it
 
 
 def fill_template(template: str, classnames: tuple[str, ...]) -> list[str]:
@@ -34,6 +36,29 @@ def probabilities(image_features: Tensor, text_features: Tensor, logit_scale: fl
     Both inputs are L2-normalised; `logit_scale` is 1 / temperature, as CLIP has learned it (its exponential).
     """
     return (logit_scale * image_features.float() @ text_features.float().T).softmax(dim=-1)
+
+
+# How far an image shows one of the classes at all: other words compete with them in one softmax. This is the score of
+# NegLabel (arXiv 2403.20078), in one group.
+
+
+def competing(negatives: Tensor, text_features: Tensor) -> Tensor:
+    """Which words compete with the classes: their normalised features [J, D] are near no class [C, D]; [J] bool."""
+    return (negatives.float() @ text_features.float().T).amax(dim=1) < NEAREST
+
+
+def known(image_features: Tensor, text_features: Tensor, negatives: Tensor, logit_scale: float) -> Tensor:
+    """Share of probability that falls on the classes while words compete, [N] float32 in [0, 1].
+
+    Args:
+        image_features: normalised [N, D].
+        text_features: of the classes, normalised [C, D].
+        negatives: of the words that compete, normalised [J, D]; without any, every share is 1.
+        logit_scale: 1 / temperature, see `probabilities`.
+    """
+    x = logit_scale * image_features.float()
+    classes, others = (torch.logsumexp(x @ t.float().T, dim=1) for t in (text_features, negatives))
+    return torch.sigmoid(classes - others)
 
 
 def member_logits(image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
