@@ -38,6 +38,7 @@ def test_hugging_face_reads_the_labels_beside_the_images(
     for row in expected:
         read = by_place[row["image_id"]]
         assert (read["label"], NASTY[read["label"]]) == (int(row["label"]), read["classname"])
+        assert read["image_id"] == row["image_id"]
         assert [read[n] for n in ("confidence", "members_agree", "known")] == [
             float(row[n]) for n in ("confidence", "members_agree", "known")
         ]
@@ -46,7 +47,7 @@ def test_hugging_face_reads_the_labels_beside_the_images(
 
 
 def test_coco_tools_read_the_labels(nasty: Store) -> None:
-    coco = COCO(f"{nasty.uri}/report/labels/coco-upl.json")
+    coco = COCO(f"{nasty.uri}/report/labels/coco/annotations/labels_upl.json")
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(NASTY)
     expected = rows_of(nasty, "report/labels/predictions-upl.csv")
     assert len(coco.getImgIds()) == len(coco.getAnnIds()) == len(expected)
@@ -65,12 +66,15 @@ def test_refined_labels_bring_the_label_of_even_classes(make_run: MakeRun) -> No
     store = reported(make_run(variants=("refined",)))
     rows = rows_of(store, "report/labels/predictions-refined.csv")
     lines = store.read("report/labels/imagefolder-refined/metadata.jsonl").decode().splitlines()
-    coco = store.read_json("report/labels/coco-refined.json")
+    coco = store.read_json("report/labels/coco/annotations/labels_refined.json")
     assert [str(json.loads(line)["even_label"]) for line in lines] == [r["even_label"] for r in rows]
     assert [str(a["attributes"]["even_label"]) for a in coco["annotations"]] == [r["even_label"] for r in rows]
 
 
-def test_images_of_archives_are_addressed_inside_of_them_and_are_no_files(tmp_path: Path) -> None:
+def test_images_of_archives_are_addressed_inside_of_them_and_are_no_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     names = ("a", "b")
     write_images(tmp_path / "images", names, FILE_NAMES[:2])
     for name in names:
@@ -79,7 +83,8 @@ def test_images_of_archives_are_addressed_inside_of_them_and_are_no_files(tmp_pa
     run = SyntheticRun(tmp_path / "run", tmp_path / "tars", names, ("upl",))
     store = reported(run)
     assert store.read("report/labels/imagefolder-upl/metadata.jsonl") == b""
-    files = [i["file_name"] for i in store.read_json("report/labels/coco-upl.json")["images"]]
+    assert "4 images are no files below one folder, as imagefolder needs them" in caplog.text
+    files = [i["file_name"] for i in store.read_json("report/labels/coco/annotations/labels_upl.json")["images"]]
     assert len(files) == 4
     assert all(f.startswith(("a/x.tar#a/x.tar!", "b/x.tar#b/x.tar!")) for f in files)
 

@@ -3,7 +3,7 @@
 predictions-*.csv, pseudo_labels-*.csv    every row
 fiftyone-*/                               FiftyOneImageClassificationDataset, with addresses in `data.json`
 imagefolder-*/metadata.jsonl              Hugging Face's `imagefolder`: to be put beside the images
-coco-*.json                               COCO: images, categories, and an annotation of the whole image each
+coco/annotations/labels_*.json            COCO: images, categories, and an annotation of the whole image each
 
 Images in archives are no files: their address is `archive#image_id`, and `imagefolder` leaves them out.
 """
@@ -11,6 +11,7 @@ Images in archives are no files: their address is `archive#image_id`, and `image
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -19,6 +20,8 @@ from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.report.export import write_csv
 from upl_ray.report.finished import FinishedRun, Variant
 from upl_ray.storage.store import is_remote, read_ahead
+
+log = logging.getLogger(__name__)
 
 LABELS_LIMIT = 200_000  # images of a corpus whose labels every report exports; those of larger ones on demand
 SHARDS_AHEAD = 4  # tables of shards that are read ahead
@@ -174,11 +177,16 @@ def _write_numbered(out: TextIO, values: Iterator[Any]) -> None:
 
 
 def _write_imagefolder(out: TextIO, run: FinishedRun, variant: Variant, base: str) -> None:
-    """A line for each image that is a file by itself."""
+    """A line for each image that is a file below the folder; readers refuse a name that leaves it."""
+    others = 0
     for p in predictions(run, variant):
-        if not p.archived:
-            row = {"file_name": p.file_name(base), "label": p.label, "classname": p.classname, **p.row}
-            out.write(f"{json.dumps(row)}\n")
+        if p.archived or not p.address.startswith(base or "/"):
+            others += 1
+            continue
+        about = {"file_name": p.file_name(base), "image_id": p.image_id, "label": p.label, "classname": p.classname}
+        out.write(f"{json.dumps({**about, **p.row})}\n")
+    if others:
+        log.info("%-12s %d images are no files below one folder, as imagefolder needs them", "labels", others)
 
 
 def _write_coco(out: TextIO, run: FinishedRun, variant: Variant, base: str) -> None:
@@ -213,5 +221,5 @@ FORMS: dict[str, Callable[[TextIO, FinishedRun, Variant, str], None]] = {  # by 
     "fiftyone-{}/labels.json": _write_fiftyone_labels,
     "fiftyone-{}/data.json": _write_fiftyone_data,
     "imagefolder-{}/metadata.jsonl": _write_imagefolder,
-    "coco-{}.json": _write_coco,
+    "coco/annotations/labels_{}.json": _write_coco,
 }
