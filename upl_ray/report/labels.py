@@ -180,7 +180,7 @@ def _write_imagefolder(out: TextIO, run: FinishedRun, variant: Variant, base: st
     """A line for each image that is a file below the folder; readers refuse a name that leaves it."""
     others = 0
     for p in predictions(run, variant):
-        if p.archived or not p.address.startswith(base or "/"):
+        if p.archived or not (base and p.address.startswith(base)):
             others += 1
             continue
         about = {"file_name": p.file_name(base), "image_id": p.image_id, "label": p.label, "classname": p.classname}
