@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import random
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -450,7 +452,7 @@ def test_shards_hold_whole_groups_where_these_are_not_too_large(size: int) -> No
         )
 
 
-def hugging_face(path: Path, column: str, numbers: list[int | None], names: list[str]) -> Path:
+def hugging_face(path: Path, column: str, numbers: Sequence[float | None], names: list[str]) -> Path:
     """A Parquet file as Hugging Face's datasets writes it."""
     features = {"image": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -463,6 +465,11 @@ def hugging_face(path: Path, column: str, numbers: list[int | None], names: list
 def test_names_of_class_numbers_are_labels(tmp_path: Path, column: str) -> None:
     path = hugging_face(tmp_path / "a.parquet", column, [2, 0, None, -1, 1, 9], ["dog", "cat", "owl"])
     assert list(labels(listed(tmp_path, path)).values()) == ["owl", "dog", None, None, "cat", "9"]
+
+
+def test_class_numbers_in_a_column_of_floats_have_their_names(tmp_path: Path) -> None:
+    path = hugging_face(tmp_path / "a.parquet", "label", [2.0, math.nan, 0.0, -1.0], ["dog", "cat", "owl"])
+    assert list(labels(listed(tmp_path, path)).values()) == ["owl", None, "dog", None]
 
 
 @pytest.mark.parametrize("about", ["no json", "[]", '{"info": {"features": {"label": {"names": 3}}}}', '{"info": 1}'])

@@ -267,6 +267,8 @@ def class_names(columns: pa.Schema, column: str) -> list[str]:
 
 def label_text(value: object, names: Sequence[str]) -> str | None:
     """A cell of a column of labels as text: by its name where numbers have names, of which -1 is none."""
+    if isinstance(value, float) and value.is_integer():  # a column with gaps
+        value = int(value)
     if names and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None if value == -1 else str(value)
     return as_text(value)
