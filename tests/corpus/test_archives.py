@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import random
 import shutil
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,11 +69,49 @@ def test_archives_behind_each_other_are_all_read(tmp_path: Path) -> None:
         listed(tmp_path, tmp_path / "all.tar")
 
 
+def test_a_name_in_two_archives_behind_each_other_is_refused(tmp_path: Path) -> None:
+    """Shards that all begin at 0000.jpg: one of two images would be lost."""
+    whole = b""
+    for image in (b"a", b"b"):
+        write_tar(tmp_path / "part.tar", {"0000.jpg": image})
+        whole += (tmp_path / "part.tar").read_bytes()
+    (tmp_path / "all.tar").write_bytes(whole)
+    with pytest.raises(ConfigError, match=r"all\.tar' is made of archives of which two hold '0000\.jpg'; leave them"):
+        listed(tmp_path, tmp_path / "all.tar")
+
+
+def test_a_member_that_is_replaced_is_counted(tmp_path: Path) -> None:
+    """`tar --update` puts a changed file behind the others."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for data in (b"old", b"new!"):
+            info = tarfile.TarInfo("0.jpg")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    corpus = listed(tmp_path, tmp_path / "a.tar")
+    assert read_all(corpus) == {"a.tar!0.jpg": b"new!"}
+    assert str(corpus.left_out) == "1 x member that a later one of its name replaces (a.tar!0.jpg)"
+
+
 SAMPLES = {
     "dots of their own": (
         {"cam.00.jpg": b"a", "cam.00.cls": b"0", "cam.01.jpg": b"b", "cam.01.cls": b"1", "x.jpg": b"c", "x.cls": b"2"},
         "",
         {"cam.00.jpg": "0", "cam.01.jpg": "1", "x.jpg": "2"},
+    ),
+    "dots and some labels": (
+        {"cam.00.jpg": b"a", "cam.01.jpg": b"b", "cam.01.cls": b"1", "cam.02.jpg": b"c", "cam.02.cls": b"2"},
+        "",
+        {"cam.00.jpg": None, "cam.01.jpg": "1", "cam.02.jpg": "2"},
+    ),
+    "numbers of two cameras": (
+        {"a.00.jpg": b"a", "a.01.jpg": b"b", "b.00.jpg": b"c", "b.01.jpg": b"d"},
+        "",
+        dict.fromkeys(["a.00.jpg", "a.01.jpg", "b.00.jpg", "b.01.jpg"]),
+    ),
+    "labels of two sides": (
+        {f"{i}.{side}{end}": side.encode() for i in "01" for side in ("left", "right") for end in (".jpg", ".cls")},
+        "",
+        {f"{i}.{side}.jpg": side for i in "01" for side in ("left", "right")},
     ),
     "dots and no labels": ({"a/v1.0.jpg": b"a", "a/v1.1.jpg": b"b"}, "", {"a/v1.0.jpg": "a", "a/v1.1.jpg": "a"}),
     "a label before and one behind": (
@@ -123,6 +163,8 @@ def test_each_image_of_a_tar_has_the_label_of_its_key(tmp_path: Path, kind: str)
         ),
         (["0.jpg", "0.png"], r"2 images of one key, '0\.jpg', '0\.png'; .* 'jpg'"),
         (["0.left.jpg", "0.right.jpg", "0.cls"], r"2 images of one key, .* corpus\.suffix 'left\.jpg'"),
+        (["0.rgb.png", "0.seg.png", "1.rgb.png", "1.seg.png"], r"2 images of one key, .* corpus\.suffix 'rgb\.png'"),
+        (["0.rgb.png", "0.seg.png", "0.rgb.cls", "1.rgb.png", "1.seg.png", "1.rgb.cls"], "2 images of one key"),
         (["0.jpg", "0.a.cls", "0.b.cls"], r"2 labels for '0\.jpg', of '0\.a', '0\.b'; keep one"),
     ],
 )
@@ -410,7 +452,7 @@ def test_shards_hold_whole_groups_where_these_are_not_too_large(size: int) -> No
         )
 
 
-def hugging_face(path: Path, column: str, numbers: list[int | None], names: list[str]) -> Path:
+def hugging_face(path: Path, column: str, numbers: Sequence[float | None], names: list[str]) -> Path:
     """A Parquet file as Hugging Face's datasets writes it."""
     features = {"image": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -423,6 +465,11 @@ def hugging_face(path: Path, column: str, numbers: list[int | None], names: list
 def test_names_of_class_numbers_are_labels(tmp_path: Path, column: str) -> None:
     path = hugging_face(tmp_path / "a.parquet", column, [2, 0, None, -1, 1, 9], ["dog", "cat", "owl"])
     assert list(labels(listed(tmp_path, path)).values()) == ["owl", "dog", None, None, "cat", "9"]
+
+
+def test_class_numbers_in_a_column_of_floats_have_their_names(tmp_path: Path) -> None:
+    path = hugging_face(tmp_path / "a.parquet", "label", [2.0, math.nan, 0.0, -1.0], ["dog", "cat", "owl"])
+    assert list(labels(listed(tmp_path, path)).values()) == ["owl", None, "dog", None]
 
 
 @pytest.mark.parametrize("about", ["no json", "[]", '{"info": {"features": {"label": {"names": 3}}}}', '{"info": 1}'])

@@ -103,6 +103,16 @@ def test_every_key_is_listed_as_it_is_and_one_that_no_client_opens_is_rejected(s
     assert read_images(f"s3://{bucket}/p", named) == [rejection.NO_NAME] * 3
 
 
+def test_a_key_that_begins_with_a_slash_is_left_out_and_counted(s3: S3Server, tmp_path: Path) -> None:
+    """To pyarrow `p//a.jpg` is `p/a.jpg`, which is another object."""
+    bucket = s3.create_bucket()
+    for key in ("p/a.jpg", "p//a.jpg", "p//b.tar"):
+        s3.client().put_object(Bucket=bucket, Key=key, Body=key.encode())
+    corpus = listed(tmp_path, f"s3://{bucket}/p")
+    assert read_all(corpus) == {"a.jpg": b"p/a.jpg"}
+    assert dict(corpus.left_out.counts) == {"name that begins with a slash": 2}
+
+
 def test_an_archive_that_changed_since_it_was_listed_stops_the_job(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", contents(10))
     corpus = listed(tmp_path, tmp_path / "a.tar")

@@ -27,6 +27,9 @@ def corpus_of(tmp_path: Path, folders: list[str]) -> Corpus:
         ["Train", "VALIDATION"],
         ["train2017", "val2017"],
         ["test", "train", "x"],
+        ["labels", "test", "train"],
+        ["eval", "train"],
+        ["holdout", "train"],
     ],
 )
 def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
@@ -35,13 +38,22 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, folders: list[str]) 
         folder_names(corpus)
 
 
-@pytest.mark.parametrize("folders", [["0", "1"], ["001", "002", "010"], ["n01440764", "n01443537"]])
+@pytest.mark.parametrize("folders", [["fold1", "fold2"], ["part_1", "part_2"], ["batch-0", "batch-1"]])
+def test_numbered_parts_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"names of parts .* lead to one .*/in/{folders[0]}"):
+        folder_names(corpus_of(tmp_path, folders))
+
+
+NUMBERS = [["0", "1"], ["001", "002", "010"], ["-1", "0"], ["0.0", "1.0"], ["class_0", "class_1"]]
+
+
+@pytest.mark.parametrize("folders", [*NUMBERS, ["n01440764", "n01443537"]])
 def test_numbers_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
     with pytest.raises(ConfigError, match=f"gives '{folders[0]}', '{folders[1]}'.* numbers .* List the names"):
         folder_names(corpus_of(tmp_path, folders))
 
 
-@pytest.mark.parametrize("folders", [["bus", "train"], ["2", "two"], ["a_1", "b_2"], ["drawing", "photo", "picture"]])
+@pytest.mark.parametrize("folders", [["bus", "train"], ["2", "two"], ["fold", "part"], ["a_1", "b_2"], ["drawing", "photo", "picture"]])
 def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:
     assert folder_names(corpus_of(tmp_path, folders)) == tuple(f.replace("_", " ") for f in folders)
 

@@ -33,6 +33,7 @@ MARKED_LINES = {
     "yaml": ["- cat", "- dog"],
     "json": ['"cat",', '"dog"'],
     "table": ["0,cat", "1,dog"],
+    "numbered": ["001.cat", "002.dog"],
     "wordnet": ["n01440764 tench", "n01443537 goldfish"],
 }
 
@@ -124,6 +125,7 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
                 "yaml": "begins with a dash",
                 "json": "stands in quotes",
                 "table": "begins with its number",
+                "numbered": "begins with its number",
                 "wordnet": "begins with its number",
             }.items()
         ),

@@ -10,8 +10,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ LABEL_COLUMNS = ("label", "class", "cls", "classname")
 TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, SystemError, MemoryError)
 # Lengths of members that are never read, and the reasons.
 SPARSE, LINK = -1, -2
+REPLACED = "member that a later one of its name replaces"
 UNREAD = {SPARSE: rejection.SPARSE_MEMBER, LINK: rejection.LINK_MEMBER}
 
 Row = tuple[str, str | None, int, int | None]  # name inside the archive, label, offset, length
@@ -72,7 +74,8 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
 
     Members belong together by WebDataset's rule: their names up to the first dot are equal, the key. A key has one
     image, and its label comes from `.cls`, or else from `label` in `.json`, or else from the first folder. Where names
-    hold further dots (`cam.00.jpg`, `cam.00.cls`, `cam.01.jpg`), names up to the last dot are keys.
+    hold further dots (`cam.00.jpg`, `cam.00.cls`, `cam.01.jpg`), names up to the last dot are keys, unless the same words
+    follow several keys (`0.left.jpg`, `0.right.jpg`, `1.left.jpg`, ...).
 
     Args:
         fs: file system of the archive.
@@ -80,22 +83,29 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
         suffix: images are those members whose names go on with this behind the first dot; empty: all images.
 
     Raises:
-        ConfigError: the file is no tar archive, or damaged; or a key has several images, or several labels, and
-            none can be chosen.
+        ConfigError: the file is no tar archive, or damaged; archives in it hold a name twice; or a key has several
+            images, or several labels, and none can be chosen.
     """
     left_out = LeftOut()
     images: dict[str, tuple[int, int]] = {}  # name -> offset, size
     labels: dict[str, str] = {}  # name without its last suffix -> label
     try:
         with fs.open_input_file(path) as file, io.BufferedReader(file, BUFFER) as buffered:
-            for member, tar in _members(buffered, file.size()):
+            for member, tar, start in _members(buffered, file.size()):
                 # A name in another encoding than UTF-8 becomes `caf\\xe9.jpg`; members are read by their place.
                 name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace").removeprefix("./")
                 link = member.islnk() or member.issym()
                 if not (member.isfile() or link) or name.rpartition("/")[2].startswith("."):
                     continue
                 kind = name.lower().rpartition(".")[2]
-                if name.lower().endswith(EXTENSIONS):  # of two members of one name the later counts
+                if name.lower().endswith(EXTENSIONS):
+                    if name in images and images[name][0] < start:
+                        raise ConfigError(
+                            f"{path!r} is made of archives of which two hold {quoted(name)}; leave them apart, or give "
+                            f"their members different names."
+                        )
+                    if name in images:  # as `tar --update` writes it
+                        left_out.add(REPLACED, name)
                     images[name] = member.offset_data, LINK if link else SPARSE if member.issparse() else member.size
                 elif kind not in ("cls", "json"):
                     count_suffixes([name], left_out)
@@ -106,6 +116,8 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                     stem = name.rpartition(".")[0]
                     if label is not None and (kind == "cls" or stem not in labels):
                         labels[stem] = label
+    except ConfigError:
+        raise
     except TAR_ERRORS as error:
         reason = first_line(error)
         raise ConfigError(f"{path!r} is no tar archive, or damaged ({reason}); repair or remove it.") from None
@@ -128,10 +140,13 @@ def _labels_of_images(path: str, names: list[str], labels: dict[str, str], suffi
             images[key].append(name)
     for stem in labels:
         stems[_key(stem)[0]].append(stem)
+    rests = Counter(_key(name)[1] for several in images.values() if len(several) > 1 for name in several)
+    parts = {rest for rest, keys in rests.items() if keys > 1 and not re.search(r"\d.*\.", rest)}  # left.png, no 01.png
     found: dict[str, str | None] = {}
     for key, several in images.items():
         own = {name: name.rpartition(".")[0] for name in several}
         apart = len(set(own.values())) == len(several) and key not in own.values()  # the names hold further dots
+        apart &= parts.isdisjoint(_key(name)[1] for name in several) or set(own.values()) <= set(stems[key])
         if len(several) > 1 and not (apart and set(stems[key]) <= set(own.values())):
             raise ConfigError(
                 f"{path!r} holds {len(several)} images of one key, {', '.join(map(quoted, sorted(several)[:3]))}; name "
@@ -139,7 +154,7 @@ def _labels_of_images(path: str, names: list[str], labels: dict[str, str], suffi
                 f"{quoted(_key(min(several, key=lambda name: (len(name), name)))[1])}."
             )
         for name, stem in own.items():
-            if stem not in labels and len(stems[key]) > 1:
+            if stem not in labels and len(several) == 1 < len(stems[key]):
                 given = ", ".join(map(quoted, sorted(stems[key])[:3]))
                 raise ConfigError(f"{path!r} holds {len(stems[key])} labels for {quoted(name)}, of {given}; keep one.")
             found[name] = labels.get(stem, next((labels[s] for s in stems[key]), None) if len(several) == 1 else None)
@@ -153,8 +168,8 @@ def _key(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{key}", rest
 
 
-def _members(file: io.BufferedReader, size: int) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """The members, each behind the one before, up to the end of the file.
+def _members(file: io.BufferedReader, size: int) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile, int]]:
+    """The members, each behind the one before, up to the end of the file; with their archive, and where that begins.
 
     Python's tarfile follows a negative size backwards without end, and takes anything but a header for the end. Bytes
     behind the end mark are another archive (`cat a.tar b.tar`), or damage.
@@ -167,7 +182,7 @@ def _members(file: io.BufferedReader, size: int) -> Iterator[tuple[tarfile.TarIn
                 behind = tar.offset  # where the next begins
                 if member.size < 0 or not member.offset < behind <= size + tarfile.BLOCKSIZE:
                     raise tarfile.ReadError(f"wrong size of the member at byte {member.offset}")
-                yield member, tar
+                yield member, tar, first
             first = _next_block(file, tar.offset, size)
             if first == tar.offset:
                 raise tarfile.ReadError(f"no header at byte {tar.offset}")
@@ -252,6 +267,8 @@ def class_names(columns: pa.Schema, column: str) -> list[str]:
 
 def label_text(value: object, names: Sequence[str]) -> str | None:
     """A cell of a column of labels as text: by its name where numbers have names, of which -1 is none."""
+    if isinstance(value, float) and value.is_integer():  # a column with gaps
+        value = int(value)
     if names and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None if value == -1 else str(value)
     return as_text(value)

@@ -28,6 +28,7 @@ DANGLING = "dangling link"
 LISTED = "link to what is listed already, or to a folder above"
 NOT_UTF8 = "name that is not UTF-8"
 SPECIAL = "pipe, socket or device"
+SLASH = "name that begins with a slash"
 RESULTS = "folder of results (storage_path)"
 ESCAPED = "surrogateescape"  # of bytes that are not UTF-8, in real paths
 SHOWN = 8  # reasons in a log line
@@ -150,7 +151,14 @@ def list_files(folder: str) -> Listing:
             found = {i.path: _size_and_time(i) for i in infos if i.type == pafs.FileType.File}
         else:
             found = _list_fsspec(fs.handler.fs, root, folder)
-    return Listing({path[len(root) :].lstrip("/"): version for path, version in found.items()})
+    listing = Listing()
+    for path, version in found.items():
+        name = path[len(root) :].removeprefix("/")
+        if name.startswith("/"):  # of a key with `//`; to pyarrow it would be the file without
+            listing.left_out.add(SLASH, name)
+        else:
+            listing.files[name] = version
+    return listing
 
 
 def _list_fsspec(remote: Any, root: str, folder: str) -> dict[str, str]:

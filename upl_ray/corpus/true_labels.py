@@ -20,14 +20,16 @@ log = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"([0-9]+)(\.0)?")  # of a class, as tables hold it
 SPLITS = re.compile(  # lower case
-    r"(train|training|trainval|val|valid|validation|dev|test|testing|unlabell?ed)([-_ ]?(\d+|images?|imgs?|set|data))*"
+    r"(train|training|trainval|val|valid|validation|dev|eval|evaluation|holdout|test|testing|unlabell?ed)"
+    r"([-_ ]?(\d+|images?|imgs?|set|data))*|(fold|split|part|batch)[-_ ]?\d+"
 )
 PARTS = re.compile(rf"({SPLITS.pattern})|images?|imgs?|photos?|pictures?|data|annotations?|labels?")
 SOURCES = {  # what to do where a rule finds no label
     "folders": "let the address lead to the folder above those of the classes",
     "column": f"call their column {' or '.join(LABEL_COLUMNS)}, in small letters and with text or numbers in it",
 }
-NUMBERED = re.compile(r"n?\d+")  # class numbers, and WordNet's, as ImageNet's folders have them
+# Class numbers, as they are or behind a word, and WordNet's, as ImageNet's folders have them.
+NUMBERED = re.compile(r"-?\d+(\.\d+)?|n\d+|(class|cls|label|id)[-_ ]?\d+", re.IGNORECASE)
 
 
 def true_labels_of(corpus: Corpus, shard: Shard, ids: list[str], rule: str, classnames: tuple[str, ...]) -> Labels:
@@ -98,9 +100,10 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
         )
     parts = [n for n in names if PARTS.fullmatch(n.lower())]
     if len(parts) > 1 and (len(parts) == len(names) or sum(bool(SPLITS.fullmatch(n.lower())) for n in names) > 1):
+        one = next((n for n in parts if n.lower().startswith("train")), parts[0])
         raise ConfigError(
             f"classnames is `folders`, which gives {', '.join(map(quoted, parts[:3]))} for {where}: names of "
-            f"parts of a data set. Let corpus.uri lead to one ({roots[0]}/{parts[0]}), or list the class names."
+            f"parts of a data set. Let corpus.uri lead to one ({roots[0]}/{one}), or list the class names."
         )
     if names and all(NUMBERED.fullmatch(n) for n in names):
         raise ConfigError(

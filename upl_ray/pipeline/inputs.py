@@ -293,7 +293,7 @@ def _read_names(field: str, given: str | tuple[str, ...], others: str) -> list[s
             f"{field} {given!r} cannot be read from {Path.cwd()} ({first_line(error)}); give a text file in UTF-8, "
             f"{others}."
         ) from None
-    lines = text.rstrip("\n").split("\n")
+    lines = text.rstrip("\r\n").split("\n")
     if mark := _mark_of(lines):
         raise ConfigError(
             f"Every line of {field} {given!r} {mark}, which a prompt would read, too: {quoted(lines[0])}; write one "
@@ -308,11 +308,13 @@ def _mark_of(lines: list[str]) -> str:
         return "begins with a dash"
     if all(re.fullmatch(r"""\s*(["']).*\1\s*,?\s*""", line) for line in lines):
         return "stands in quotes"
-    found = [re.match(r"\s*(n\d{8}|\d+)\s*[,;:\s]\s*(\S.*)", line) for line in lines]
+    found = [re.match(r"\s*(n\d{8}|\d+)\s*[.,;:)\s]\s*(\S.*)", line) for line in lines]
     numbers = [m[1] for m in found if m]
     if len({m[2] for m in found if m}) < len(lines):  # `2 stars`, `3 stars`
         return ""
-    counted = [list(map(str, range(first, first + len(lines)))) for first in (0, 1)]
-    if len(numbers) == len(lines) and (numbers in counted or all(n.startswith("n") for n in numbers)):
+    counted = [[first + i for i in range(len(lines))] for first in (0, 1)]
+    if len(numbers) == len(lines) and (
+        all(n.startswith("n") for n in numbers) or [int(n.lstrip("n")) for n in numbers] in counted
+    ):
         return "begins with its number"
     return ""
