@@ -31,7 +31,7 @@ def quoted(value: object) -> str:
 
     The end stays because a path's last part is the name that its owner knows.
     """
-    if isinstance(value, str) and len(value) > LONGEST_VALUE:
+    if isinstance(value, str) and len(repr(value)) > LONGEST_VALUE:
         half = LONGEST_VALUE // 2 - 4
         value = f"{value[:half]} ... {value[-half:]}"
     text = repr(value)

@@ -53,7 +53,9 @@ def test_numbers_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
         folder_names(corpus_of(tmp_path, folders))
 
 
-@pytest.mark.parametrize("folders", [["bus", "train"], ["2", "two"], ["fold", "part"], ["a_1", "b_2"], ["drawing", "photo", "picture"]])
+@pytest.mark.parametrize(
+    "folders", [["bus", "train"], ["2", "two"], ["fold", "part"], ["a_1", "b_2"], ["drawing", "photo", "picture"]]
+)
 def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:
     assert folder_names(corpus_of(tmp_path, folders)) == tuple(f.replace("_", " ") for f in folders)
 

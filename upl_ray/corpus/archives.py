@@ -74,8 +74,8 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
 
     Members belong together by WebDataset's rule: their names up to the first dot are equal, the key. A key has one
     image, and its label comes from `.cls`, or else from `label` in `.json`, or else from the first folder. Where names
-    hold further dots (`cam.00.jpg`, `cam.00.cls`, `cam.01.jpg`), names up to the last dot are keys, unless the same words
-    follow several keys (`0.left.jpg`, `0.right.jpg`, `1.left.jpg`, ...).
+    hold further dots (`cam.00.jpg`, `cam.00.cls`, `cam.01.jpg`), names up to the last dot are keys, unless the same
+    words follow several keys (`0.left.jpg`, `0.right.jpg`, `1.left.jpg`, ...).
 
     Args:
         fs: file system of the archive.
