@@ -24,6 +24,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from benchmarks.synthetic_run import SyntheticRun
 from upl_ray.config.settings import Tracking
 from upl_ray.errors import ConfigError
+from upl_ray.report import tracking
 from upl_ray.report.finished import open_run
 from upl_ray.report.page import PAGE, page_fingerprint
 from upl_ray.report.tracking import BATCH, EXPERIMENT, FILE, LONGEST_VALUE, log_run, require_trackers
@@ -205,16 +206,16 @@ def logged_ids(store: Store, tracker: str) -> list[str]:
 
 
 def test_a_run_is_logged_once_and_a_changed_one_again(finished: Store, mlflow_uri: str) -> None:
-    tracking = Tracking(mlflow=mlflow_uri)
+    settings = Tracking(mlflow=mlflow_uri)
     for _ in range(2):
-        log_run(finished, tracking)
+        log_run(finished, settings)
     (first,) = mlflow_runs(mlflow_uri)
     assert logged_ids(finished, f"mlflow {mlflow_uri}") == [first.info.run_id]
     before = finished.read_json("run.json")
     finished.write_json("run.json", {**before, "config": {**before["config"], "template": "another {}."}})
-    log_run(finished, tracking)
+    log_run(finished, settings)
     finished.write_json("run.json", {**before, "seconds": 99.0})
-    log_run(finished, tracking)
+    log_run(finished, settings)
     assert sorted(r.info.run_id for r in mlflow_runs(mlflow_uri)) == sorted(
         logged_ids(finished, f"mlflow {mlflow_uri}")
     )
@@ -255,13 +256,28 @@ def test_a_server_that_is_not_there_or_silent_is_a_warning_within_seconds(
         closed.bind(("127.0.0.1", 0))
         for port in (silent.getsockname()[1], closed.getsockname()[1]):
             caplog.clear()
-            tracking = Tracking(mlflow=f"http://127.0.0.1:{port}")
-            require_trackers(tracking)
-            log_run(finished, tracking)
+            require_trackers(Tracking(mlflow=f"http://127.0.0.1:{port}"))
+            log_run(finished, Tracking(mlflow=f"http://127.0.0.1:{port}"))
             (warning,) = (r for r in caplog.records if r.levelno >= logging.WARNING)
             assert f"mlflow http://127.0.0.1:{port} did not take it" in warning.getMessage()
             assert "run the job again" in warning.getMessage()
     assert time.monotonic() - started < 60
+    assert FILE not in finished.names("")
+
+
+@pytest.mark.usefixtures("wandb_folder")
+def test_wandb_out_of_reach_is_a_warning_too(
+    finished: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", 40 * "7")
+    monkeypatch.setattr(tracking, "WANDB_INIT_S", 3)
+    require_trackers(Tracking(wandb="digits"))
+    log_run(finished, Tracking(wandb="digits"))
+    (warning,) = (r.getMessage() for r in caplog.records if "the run is finished" in r.getMessage())
+    assert "wandb digits did not take it" in warning
+    assert 40 * "7" not in caplog.text
     assert FILE not in finished.names("")
 
 
