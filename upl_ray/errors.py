@@ -17,7 +17,11 @@ class Damaged(JobError):
     """A file in storage that is not what was written there: one sentence with the file and the remedy."""
 
 
-class StoppedAtStart(KeyboardInterrupt):
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the job. Where the plain exception passes an `exec`, `python -m` ends by SIGINT in the end."""
+
+
+class StoppedAtStart(Stopped):
     """A signal, by its number, that came while Ray started: Python must end without its clean-up, where Ray crashes."""
 
 

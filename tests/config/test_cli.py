@@ -342,3 +342,16 @@ def test_neither_torch_nor_ray_is_loaded_for_a_refusal(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1].split() == ["2", "[]"], done.stderr
     assert "epochs" in done.stderr
+
+
+def test_a_stop_inside_of_an_exec_keeps_its_status(tmp_path: Path) -> None:
+    """As when a library that builds code is being imported: Python would end by SIGINT at the plain exception."""
+    body = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nfor _ in range(10**6): pass"
+    (tmp_path / "module.py").write_text(
+        f"import sys\nfrom upl_ray.config.cli import run_job\n\ndef job():\n    exec({body!r})\n    return 0\n\n"
+        "sys.exit(run_job(job))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-m", "module"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 143
+    assert json.loads(done.stdout)["status"] == "stopped"

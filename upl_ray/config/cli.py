@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from upl_ray.config.redact import reject_secrets, sanitized
 from upl_ray.config.settings import Config, Predict, Section, describe_validation_error
-from upl_ray.errors import ConfigError, JobError, StoppedAtStart, describe_error
+from upl_ray.errors import ConfigError, JobError, Stopped, StoppedAtStart, describe_error
 
 Job = TypeVar("Job", bound=Section)
 
@@ -81,7 +81,7 @@ def run_job(job: Callable[[], int]) -> int:
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
+        raise Stopped
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
