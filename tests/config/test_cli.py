@@ -190,7 +190,11 @@ def test_output_into_a_closed_pipe_ends_without_a_traceback(body: str, status: i
         ("print('x')", 1, "error: A file cannot be read or written ([Errno 28] No space left on device);"),
     ],
 )
-def test_output_onto_a_full_disk_ends_without_a_traceback(body: str, status: int, error: str) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_onto_a_full_disk_ends_without_a_traceback(
+    body: str, status: int, error: str, unbuffered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     code = (
         "import sys; from pathlib import Path; from upl_ray.config.cli import *\n"
         f"sys.exit(run_job(lambda: {body} or 0))"

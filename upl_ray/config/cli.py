@@ -113,6 +113,8 @@ def run_job(job: Callable[[], int]) -> int:
         if exit_.code:
             _print_json_line("failed", "the command line is refused; the reason stands above")
         raise
+    finally:
+        _drop_what_cannot_be_written()
 
 
 def _drop_closed_stdout() -> bool:
@@ -123,6 +125,15 @@ def _drop_closed_stdout() -> bool:
     if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return closed
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Let output for which there is no room lead nowhere: Python would write it when it ends, and change the status."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _report(status: str, message: str, code: int) -> int:
@@ -145,6 +156,7 @@ def _report_unexpected(kind: type[BaseException], error: BaseException, trace: T
     """Python's hook for an exception that nothing catches: its traceback, then the line for programs."""
     sys.__excepthook__(kind, error, trace)
     _print_json_line("failed", describe_error(error))
+    _drop_what_cannot_be_written()
 
 
 class _SanitizedFormatter(logging.Formatter):
