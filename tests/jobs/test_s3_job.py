@@ -26,6 +26,7 @@ from worlds import SHORT, committed_rows, contexts, job_config
 
 from upl_ray.config.settings import Config
 from upl_ray.pipeline.main import run
+from upl_ray.report.cards import LOOKS
 from upl_ray.storage.store import Store
 from upl_ray.upl.classifier import load_classifier
 
@@ -234,8 +235,8 @@ def test_new_changed_and_removed_images_cost_only_themselves(
     seen = {prefix + i for table in tables for i in table["image_id"].to_pylist()}
     moved = [json.loads(store.read(k)) for k in bucket.written("run", "changed-") if k.endswith(".json")]
     scores = [store.read_json(k) for k in bucket.written("run", "scores-") if k.endswith("/manifest.json")]
-    doubtful = [found["parts"]["corpus"]["doubtful"] for found in scores]
-    seen |= {prefix + row["image_id"] for rows in (*moved, *doubtful) for row in rows}
+    looks = [found["parts"]["corpus"][name] for found in scores for name in LOOKS]
+    seen |= {prefix + row["image_id"] for rows in (*moved, *looks) for row in rows}
     assert new <= read <= new | seen, "only new images are read, and those that the report shows"
     predictions = Store(grown["predictions"])
     parts = [predictions.read_table(p) for p in predictions.read_json("manifest.json")["parts"]]
