@@ -105,7 +105,7 @@ def run_job(job: Callable[[], int]) -> int:
         other: int = error.args[0] if isinstance(error, StoppedAtStart) else signal.SIGINT
         status = _report("stopped", reason, 128 + (received[0] if received else other))
         if isinstance(error, StoppedAtStart):
-            sys.stdout.flush()
+            _drop_what_cannot_be_written()
             os._exit(status)
         return status
     except SystemExit as exit_:  # of the parsers of options, which have given the reason; or after `--help`
@@ -146,10 +146,8 @@ def _report(status: str, message: str, code: int) -> int:
 
 def _print_json_line(status: str, message: str) -> None:
     _drop_closed_stdout()
-    try:
+    with suppress(OSError):
         print(json.dumps({"status": status, "error": sanitized(message)}), flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _report_unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

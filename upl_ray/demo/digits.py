@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,26 +27,26 @@ def write_digits(folder: Path) -> None:
     write_pictures(
         folder,
         (
-            (f"{part}/{CLASSNAMES[labels[index]]}/{index:04d}.png", to_picture(images[index].reshape(8, 8)))
+            (f"{part}/{CLASSNAMES[labels[index]]}/{index:04d}.png", partial(to_picture, images[index].reshape(8, 8)))
             for index, part in enumerate(split(labels))
         ),
     )
 
 
-def write_pictures(folder: Path, pictures: Iterable[tuple[str, Image.Image]]) -> None:
-    """Write pictures under their names in a folder.
+def write_pictures(folder: Path, pictures: Iterable[tuple[str, Callable[[], Image.Image]]]) -> None:
+    """Make and write pictures under their names in a folder.
 
     Files that exist are kept; each file appears under its name only when it is complete, so a killed call is repaired
     by the next one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-        for name, picture in pictures:
+        for name, make in pictures:
             path = folder / name
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 complete = Path(partial) / path.name
-                picture.save(complete)
+                make().save(complete)
                 os.replace(complete, path)
 
 

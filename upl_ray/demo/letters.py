@@ -1,5 +1,6 @@
 """Pictures that show none of the demo's classes: small letters in printed type, as coarse as the handwritten digits."""
 
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -24,7 +25,7 @@ def write_letters(folder: Path) -> None:
     write_pictures(
         folder,
         (
-            (f"{look.name}/{i:04d}.png", Image.fromarray(picture[0].numpy()))
+            (f"{look.name}/{i:04d}.png", partial(Image.fromarray, picture[0].numpy()))
             for i, (look, picture) in enumerate(pictures)
         ),
     )

@@ -253,7 +253,7 @@ def read_negatives(given: str | tuple[str, ...]) -> tuple[str, ...]:
     """The words that compete with the classes, each once: ImageNet's, or those of a list or a text file.
 
     Raises:
-        ConfigError: the file cannot be read, or a name has unseen characters.
+        ConfigError: the file cannot be read, or its lines are more than names.
     """
     if not given:
         return ()
