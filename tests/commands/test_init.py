@@ -81,4 +81,6 @@ def test_nothing_is_overwritten_and_no_image_is_refused(tmp_path: Path, monkeypa
     with pytest.raises(ConfigError, match=r"No image lies under .*1 x \.heic"):
         main(["none", "--out", "other.yaml"])
     assert not (tmp_path / "other.yaml").exists()
+    with pytest.raises(ConfigError, match=r"'no/folder\.yaml' cannot be written .*No such file.* name another"):
+        main(["in", "--out", "no/folder.yaml"])
     assert main(["in", "--out", "other.yaml"]) == 0

@@ -78,7 +78,7 @@ def any_value(rng: random.Random, schema: str, depth: int = 2) -> Any:
     if kind == 3:
         return None
     if kind == 4:
-        return None if "number" in schema or "integer" in schema else rng.random() < 0.5
+        return rng.random() < 0.5
     if kind == 5:
         return [any_value(rng, schema, depth - 1) for _ in range(rng.randrange(4))]
     return {"no_such_field": any_value(rng, schema, depth - 1)}
@@ -146,11 +146,13 @@ def test_unknown_fields_are_refused_in_every_section(model: type[Section]) -> No
         ({"corpus": {}}, ["corpus.uri is empty"]),
         ({"train": {"epochs": 0}}, ["train.epochs: it should be greater than or equal to 1; it is 0."]),
         ({"train": {"lr": math.inf}}, ["train.lr", "finite"]),
+        ({"train": {"epochs": True}}, ["train.epochs: it should be a number; it is True, as YAML reads yes"]),
+        ({"views": {"crop_scale": [False, True]}}, ["views.crop_scale: it should be a number; it is False"]),
+        ({"compute": {"request": {"GPU": True}}}, ["compute.request: it should be a number; it is True"]),
         ({"views": {"crop_scale": [0.9, 0.2]}}, ["views.crop_scale", "smallest <= largest"]),
         ({"variants": ["upl", "upl"]}, ["variants", "'upl' twice"]),
         ({"variants": ["best"]}, ["variants", "'upl*', 'upl' or 'refined'", "'best'"]),
         ({"classnames": {"a": "cat"}}, ["classnames", "it is a mapping; give a list of names"]),
-        ({"label": {"negatives": [], "min_known": 0.5}}, ["label", "min_known is 0.5, but negatives is empty"]),
         ({"storage_path": " "}, ["storage_path", "it is empty; name a folder"]),
         ({"storage_path": "run/${name}"}, ["storage_path", "variables are not filled in"]),
         ({"storage_path": "$HOME/run"}, ["storage_path", "variables are not filled in", "'$HOME/run'"]),

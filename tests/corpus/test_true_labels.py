@@ -60,6 +60,25 @@ def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:
     assert folder_names(corpus_of(tmp_path, folders)) == tuple(f.replace("_", " ") for f in folders)
 
 
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["001.Laysan_Albatross", "012.Cardinal"], ("Laysan Albatross", "Cardinal")),
+        (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ("Chihuahua", "Japanese spaniel")),
+        (["1_cat", "2_dog", "3_a owl"], ("cat", "dog", "a owl")),
+        (["7_cat", "9_dog"], ("7 cat", "9 dog")),  # neither counted nor filled up: who knows
+        (["01_cat", "01_dog"], ("01 cat", "01 dog")),
+        (["1 star", "2 star"], ("1 star", "2 star")),
+        (["2d", "3d"], ("2d", "3d")),
+        (["001.cat", "dog"], ("001.cat", "dog")),
+    ],
+)
+def test_numbers_before_names_only_order_them(tmp_path: Path, folders: list[str], names: tuple[str, ...]) -> None:
+    corpus = corpus_of(tmp_path, folders)
+    assert folder_names(corpus) == names
+    assert check_labels(corpus, "folders", "corpus", names) == {}
+
+
 def test_labels_that_are_no_class_are_counted(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, ["cat", "catt", "dog", "7", "1"])
     assert check_labels(corpus, "folders", "corpus", ("cat", "dog")) == {"catt": 2, "7": 2}

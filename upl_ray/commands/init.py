@@ -33,7 +33,10 @@ def main(args: list[str]) -> int:
         raise ConfigError(f"{options.out!r} is there already; name another file with --out, or remove it.")
     found = find(absolute(options.images))
     summary, labels, classnames, comment = look_at(found)
-    out.write_text(configuration(options.images, summary, labels, classnames, comment), encoding="utf-8")
+    try:
+        out.write_text(configuration(options.images, summary, labels, classnames, comment), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{options.out!r} cannot be written ({error.strerror}); name another file.") from None
     print(f"{options.images}: {summary}.")
     if found.left_out.counts:
         print(f"Left out: {found.left_out}.")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 
 from upl_ray.errors import ConfigError, quoted
+
+# A class' number or WordNet's, and its name: `001.Laysan_Albatross`, `n02085620-Chihuahua`, `3: cat`.
+NUMBERED = re.compile(r"\s*(n\d{8}|\d+)\s*[-._,;:)\s]\s*(\S*[^\W\d_].*)")
 
 
 def clean_classname(name: str) -> str:
@@ -14,6 +19,22 @@ def clean_classname(name: str) -> str:
     Names of folders that macOS has written hold letters and accents apart (NFD); they are put together (NFC).
     """
     return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
+
+
+def behind_numbers(names: Sequence[str]) -> list[str] | None:
+    """Names without the numbers of the classes, if that is what every one of them begins with.
+
+    Numbers count from 0 or 1, are filled up with zeros, or are WordNet's: `2 stars` and `7 stars` are names.
+    """
+    found = [m for m in map(NUMBERED.fullmatch, names) if m]
+    numbers, behind = [m[1] for m in found], [m[2] for m in found]
+    if not names or len(found) < len(names) or len(set(behind)) < len(names) or len(set(numbers)) < len(names):
+        return None
+    if any(number.startswith("n") for number in numbers):
+        return behind if all(number.startswith("n") for number in numbers) else None
+    filled = any(n.startswith("0") for n in numbers) and len(set(map(len, numbers))) == 1 < len(numbers[0])
+    counted = sorted(map(int, numbers)) in [list(range(first, first + len(names))) for first in (0, 1)]
+    return behind if filled or counted else None
 
 
 def _is_unseen(character: str) -> bool:

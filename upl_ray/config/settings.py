@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -67,6 +68,11 @@ def describe_validation_error(error: ValidationError) -> str:
     return "\n".join(": ".join(filter(None, pair)) for pair in sentences.items())
 
 
+def _is_of_numbers(kind: Any) -> bool:
+    """Whether a type is a number's, or of numbers."""
+    return kind in (int, float) or any(map(_is_of_numbers, get_args(kind)))
+
+
 class Section(BaseModel):
     """Base of every part of the settings: frozen; unknown fields and text with secrets are refused."""
 
@@ -79,6 +85,16 @@ class Section(BaseModel):
         if found:  # refused for the whole section: for a field, pydantic would repeat the value
             raise ValueError(" ".join(found))
         return data
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _reject_truth(cls, value: Any, about: ValidationInfo) -> Any:
+        kind = cls.model_fields[about.field_name or ""].annotation
+        given = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+        truth = next((v for v in given if isinstance(v, bool)), None)
+        if truth is not None and _is_of_numbers(kind):  # pydantic would take it for 1 or 0
+            raise ValueError(f"it should be a number; it is {truth}, as YAML reads yes, no, on and off")
+        return value
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -268,12 +284,6 @@ class Label(Section):
         description="Name of a backbone that labels nothing and judges instead whether a classifier is better than "
         "the template; empty: every backbone labels.",
     )
-
-    @model_validator(mode="after")
-    def _measurable(self) -> Label:
-        if self.min_known and not self.negatives:
-            raise ValueError(f"min_known is {self.min_known}, but negatives is empty, so nothing competes; name words")
-        return self
 
     @property
     def correction_files(self) -> tuple[str, ...]:

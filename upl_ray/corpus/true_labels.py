@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from upl_ray.config.classnames import check_classnames, clean_classname
+from upl_ray.config.classnames import behind_numbers, check_classnames, clean_classname
 from upl_ray.corpus.archives import LABEL_COLUMNS
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError, quoted
@@ -83,6 +83,8 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
 def folder_names(corpus: Corpus) -> tuple[str, ...]:
     """Class names from the labels that the source gives, such as names of sub-folders: unique, sorted, checked.
 
+    Numbers before the names, as in `001.Laysan_Albatross`, only order them.
+
     Raises:
         ConfigError: they are parts of a data set, or numbers; or see `check_classnames`.
     """
@@ -110,7 +112,7 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
             f"classnames is `folders`, which gives {shown}{', ...' if len(names) > 3 else ''} for {where}: "
             f"numbers that say nothing to a model. List the names in the order of their numbers, or in a text file."
         )
-    return check_classnames(names)
+    return check_classnames(behind_numbers(names) or names)
 
 
 def _count_labels(corpus: Corpus) -> Counter[str]:

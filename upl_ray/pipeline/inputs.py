@@ -14,7 +14,7 @@ from open_clip import IMAGENET_CLASSNAMES
 
 from upl_ray.cluster.connect import RayCluster
 from upl_ray.cluster.preflight import preflight
-from upl_ray.config.classnames import check_classnames, clean_classname
+from upl_ray.config.classnames import behind_numbers, check_classnames, clean_classname
 from upl_ray.config.settings import Compute, Config, Section, Source, Train
 from upl_ray.corpus.archive_index import Spread
 from upl_ray.corpus.corrections import find_corrections, read_corrections
@@ -308,13 +308,4 @@ def _mark_of(lines: list[str]) -> str:
         return "begins with a dash"
     if all(re.fullmatch(r"""\s*(["']).*\1\s*,?\s*""", line) for line in lines):
         return "stands in quotes"
-    found = [re.match(r"\s*(n\d{8}|\d+)\s*[.,;:)\s]\s*(\S.*)", line) for line in lines]
-    numbers = [m[1] for m in found if m]
-    if len({m[2] for m in found if m}) < len(lines):  # `2 stars`, `3 stars`
-        return ""
-    counted = [[first + i for i in range(len(lines))] for first in (0, 1)]
-    if len(numbers) == len(lines) and (
-        all(n.startswith("n") for n in numbers) or [int(n.lstrip("n")) for n in numbers] in counted
-    ):
-        return "begins with its number"
-    return ""
+    return "begins with its number" if behind_numbers(lines) else ""

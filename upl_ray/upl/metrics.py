@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from upl_ray.config.classnames import clean_classname
+from upl_ray.config.classnames import NUMBERED, clean_classname
 
 Labels = npt.NDArray[np.integer[Any]]
 Confidences = npt.NDArray[np.floating[Any]]
@@ -88,11 +88,18 @@ def calibration_error(bins: npt.NDArray[np.float64]) -> float:
 def true_labels(labels: Iterable[str | None], classnames: tuple[str, ...]) -> Labels:
     """Class index of each label [N]: a class name, or else a class' number from 0; UNLABELED where it is neither.
 
-    Tables with gaps hold numbers as `3.0`.
+    Tables with gaps hold numbers as `3.0`. A class name may stand behind a number, as in `001.Laysan_Albatross`.
     """
     numbers = {text: i for i in range(len(classnames)) for text in (str(i), f"{i}.0")}
     index = numbers | {name: i for i, name in enumerate(classnames)}
-    return np.array([index.get(clean_classname(x or ""), UNLABELED) for x in labels], np.int64)
+
+    def find(label: str) -> int:
+        found = index.get(clean_classname(label))
+        if found is None and (numbered := NUMBERED.fullmatch(label)):
+            found = index.get(clean_classname(numbered[2]))
+        return UNLABELED if found is None else found
+
+    return np.array([find(x or "") for x in labels], np.int64)
 
 
 def paired_interval(
