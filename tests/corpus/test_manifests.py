@@ -123,9 +123,9 @@ def test_a_byte_order_mark_is_no_part_of_a_manifest(tmp_path: Path, suffix: str)
     assert read_all(listed(tmp_path, manifest)) == {"a.jpg": b"a"}
 
 
-def test_empty_columns_of_a_spreadsheet_and_two_notes_do_not_count(tmp_path: Path) -> None:
+def test_what_a_spreadsheet_leaves_empty_and_two_notes_do_not_count(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.jpg": b"", "b.jpg": b""})
-    (tmp_path / "m.csv").write_text("path,label,note,note,,\na.jpg,cat,x,y,,,,\nb.jpg,dog,,,,,\n")
+    (tmp_path / "m.csv").write_text("path,label,note,note,,\na.jpg,cat,x,y,,,,\n,\nb.jpg,dog,,,,,\n,,,,,\n , ,\n")
     assert labels(listed(tmp_path, tmp_path / "m.csv", labels="column")) == {"a.jpg": "cat", "b.jpg": "dog"}
 
 
@@ -176,7 +176,9 @@ def test_names_that_no_image_can_have_are_reasons_and_stop_nothing(tmp_path: Pat
     [
         ("m.txt", "a.jpg\nb/../../secret.jpg\n", r"holds `\.\.`"),
         ("m.txt", "a.jpg\na.jpg\n", r"names 'a.jpg' twice \(row 2\)"),
+        ("m.csv", "id,path\n3,a.jpg\n3,b.jpg\n", r"names '3' twice in its column 'id' \(row 2\); .*, or rename"),
         ("m.txt", "\n\n", "names no image"),
+        ("m.csv", "path,label\n,\n", "names no image"),
         ("m.txt", "/etc/passwd.jpg\n", r"lies outside of .* set roots: \[/etc\] beside"),
         ("m.txt", "http://169.254.169.254/a.jpg\n", "metadata service"),
         ("m.txt", "s3://KEY:SECRET@bucket/a.jpg\n", "holds credentials"),

@@ -85,6 +85,11 @@ def test_labels_that_are_no_class_are_counted(tmp_path: Path) -> None:
     assert check_labels(corpus, "none", "corpus", ("cat", "dog")) == {}
 
 
+def test_numbers_are_names_where_classes_are_called_by_numbers(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, ["0", "1.0", "2", "3"])
+    assert check_labels(corpus, "folders", "corpus", ("1", "2", "3")) == {"0": 2}
+
+
 def test_numbers_from_1_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     corpus = corpus_of(tmp_path, ["1", "2", "3"])
     for labels in (corpus, corpus_of(tmp_path / "gaps", ["1.0", "2.0", "3.0"])):

@@ -32,9 +32,10 @@ def test_nothing_labeled_is_not_a_number() -> None:
 
 
 def test_a_label_is_a_class_name_or_a_class_number() -> None:
-    names = ("sea horse", "cat", "7", "dog")
-    labels = ["cat", "sea_horse", "bird", None, "", "3", "7", "0", "4", "-1", "Cat"]
+    names = ("sea horse", "cat", "747", "dog")
+    labels = ["cat", "sea_horse", "bird", None, "", "3", "747", "0", "4", "-1", "Cat"]
     assert metrics.true_labels(labels, names).tolist() == [1, 0, -1, -1, -1, 3, 2, 0, -1, -1, -1]
+    assert metrics.true_labels(["0", "1", "2.0", "3"], ("1", "2", "3")).tolist() == [-1, 0, 1, 2]
     assert metrics.true_labels(["0.0", "2.0", "9.0", "0.5"], names).tolist() == [0, 2, -1, -1]
     numbered = ["001.sea_horse", "n02085620-dog", "2_7", "2.5", "3 x"]
     assert metrics.true_labels(numbered, names).tolist() == [0, 3, -1, -1, -1]

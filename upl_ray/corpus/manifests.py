@@ -127,9 +127,10 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
             )
         image_id = _first(record, ID_COLUMNS) or name
         if image_id in images:
-            raise ConfigError(
-                f"The manifest {path!r} names {quoted(image_id)} twice (row {number}); remove one of them."
-            )
+            given = next((c for c in ID_COLUMNS if _first(record, (c,))), "")
+            column = f" in its column {given!r}" if given else ""
+            remedy = "remove one of them" + (", or rename the column if it does not tell images apart" if given else "")
+            raise ConfigError(f"The manifest {path!r} names {quoted(image_id)} twice{column} (row {number}); {remedy}.")
         file = _checked_place(name, folder, roots, where)
         # Without a version, an id that moves to another file is another image.
         version = _first(record, VERSION_COLUMNS) or (name if name != image_id else "")
@@ -190,8 +191,11 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
         raise ValueError(f"it has two columns {doubled!r}; remove one of them")
     reader.fieldnames = names
     records: list[dict[str, Any]] = []
-    for record in reader:  # cells beyond the columns may be blank, as spreadsheets write them
-        if any(cell.strip() for cell in record.pop(None, [])):
+    for record in reader:  # cells beyond the columns may be blank, as spreadsheets write them, and whole rows
+        beyond = record.pop(None, [])
+        if not any(cell and cell.strip() for cell in [*beyond, *record.values()]):
+            continue
+        if any(cell.strip() for cell in beyond):
             raise ValueError(
                 f"row {len(records) + 1} has more cells than columns; put cells that hold commas in quotes"
             )

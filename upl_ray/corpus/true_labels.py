@@ -14,7 +14,7 @@ from upl_ray.corpus.archives import LABEL_COLUMNS
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError, quoted
 from upl_ray.storage.store import read_ahead
-from upl_ray.upl.metrics import UNLABELED, Labels, true_labels
+from upl_ray.upl.metrics import UNLABELED, Labels, class_numbers, true_labels
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
     counts = _count_labels(corpus)
     labels = list(counts)
     strangers = [x for x, true in zip(labels, true_labels(labels, classnames), strict=True) if true == UNLABELED]
-    found = (NUMBER.fullmatch(x) for x in labels if clean_classname(x) not in classnames)
+    positions = labels if class_numbers(classnames) else ()
+    found = (NUMBER.fullmatch(x) for x in positions if clean_classname(x) not in classnames)
     numbers = sorted(int(m[1]) for m in found if m)
     if numbers and len(numbers) == len(labels) and numbers[0] > 0 and numbers[-1] == len(classnames):
         raise ConfigError(

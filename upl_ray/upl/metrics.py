@@ -85,13 +85,22 @@ def calibration_error(bins: npt.NDArray[np.float64]) -> float:
     return float(np.abs(confidence - right).sum() / images.sum()) if images.sum() else float("nan")
 
 
+def class_numbers(classnames: tuple[str, ...]) -> dict[str, int]:
+    """Texts that stand for a class' number from 0, as `3` or, in tables with gaps, `3.0`.
+
+    There are none where a class is called by one of them: numbers are names then.
+    """
+    numbers = {text: i for i in range(len(classnames)) for text in (str(i), f"{i}.0")}
+    return numbers if numbers.keys().isdisjoint(classnames) else {}
+
+
 def true_labels(labels: Iterable[str | None], classnames: tuple[str, ...]) -> Labels:
     """Class index of each label [N]: a class name, or else a class' number from 0; UNLABELED where it is neither.
 
-    Tables with gaps hold numbers as `3.0`. A class name may stand behind a number, as in `001.Laysan_Albatross`.
+    A class name may stand behind a number, as in `001.Laysan_Albatross`.
     """
-    numbers = {text: i for i in range(len(classnames)) for text in (str(i), f"{i}.0")}
-    index = numbers | {name: i for i, name in enumerate(classnames)}
+    floats = {f"{name}.0": i for i, name in enumerate(classnames) if name.isdecimal()}
+    index = class_numbers(classnames) | floats | {name: i for i, name in enumerate(classnames)}
 
     def find(label: str) -> int:
         found = index.get(clean_classname(label))
