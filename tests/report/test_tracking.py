@@ -265,6 +265,17 @@ def test_a_server_that_is_not_there_or_silent_is_a_warning_within_seconds(
     assert FILE not in finished.names("")
 
 
+def test_a_run_whose_page_mlflow_cannot_keep_is_marked_as_failed(
+    finished: Store, mlflow_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    MlflowClient(tracking_uri=mlflow_uri).create_experiment(EXPERIMENT, artifact_location="file:///dev/null/pages")
+    log_run(finished, Tracking(mlflow=mlflow_uri))
+    (run,) = mlflow_runs(mlflow_uri)
+    assert run.info.status == "FAILED"
+    assert "did not take it" in caplog.text
+    assert not (Path(finished.uri) / FILE).exists()
+
+
 @pytest.mark.usefixtures("wandb_folder")
 def test_wandb_out_of_reach_is_a_warning_too(
     finished: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

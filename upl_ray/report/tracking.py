@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -174,12 +175,22 @@ def _mlflow_client(uri: str) -> MlflowClient:
 def _log_to_mlflow(uri: str, record: Record) -> str:
     """Log a record as one run in MLflow; returns its id."""
     client = _mlflow_client(uri)
-    from mlflow.entities import Metric, Param, RunTag
-
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     experiment = client.get_experiment_by_name(name)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
     run_id = str(client.create_run(experiment_id, run_name=record.name).info.run_id)
+    try:
+        _fill_mlflow_run(client, run_id, record)
+    except BaseException:
+        with suppress(Exception):  # the first failure is the one that counts
+            client.set_terminated(run_id, "FAILED")
+        raise
+    return run_id
+
+
+def _fill_mlflow_run(client: MlflowClient, run_id: str, record: Record) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
     now = int(1000 * time.time())
     metrics = [Metric(k, value, now, step) for k, curve in record.curves.items() for step, value in enumerate(curve)]
     metrics += [Metric(k, value, now, 0) for k, value in record.figures.items()]
@@ -192,7 +203,6 @@ def _log_to_mlflow(uri: str, record: Record) -> str:
     client.set_terminated(run_id)  # before the page, whose storage may be another one
     with tempfile.TemporaryDirectory() as local:
         client.log_artifact(run_id, str(_write_page(record, local)))
-    return run_id
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
