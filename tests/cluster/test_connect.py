@@ -119,6 +119,20 @@ def test_a_ray_that_does_not_start_here_says_why(
         RayCluster(Compute()).start("features")
 
 
+def test_a_ray_on_this_machine_that_wants_a_token_is_refused_by_its_variable(tmp_path: Path) -> None:
+    start = (
+        "from upl_ray.config.cli import run_job\nfrom upl_ray.config.settings import Compute\n"
+        "def job():\n    from upl_ray.cluster.connect import RayCluster\n    RayCluster(Compute()).start('features')\n"
+        "raise SystemExit(run_job(job))"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none"), "HOME": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", start], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"without the token that RAY_AUTH_MODE = 'token' asks for .*; unset RAY_AUTH_MODE", done.stderr)
+
+
 def test_ray_packs_no_working_folder_under_uv_run() -> None:
     job = (
         "def job():\n"

@@ -359,3 +359,26 @@ def test_a_stop_inside_of_an_exec_keeps_its_status(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "module"], env=environment, capture_output=True, text=True)
     assert done.returncode == 143
     assert json.loads(done.stdout)["status"] == "stopped"
+
+
+def test_a_working_folder_that_is_gone_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = Path.cwd()
+    (tmp_path / "gone").mkdir()
+    try:
+        os.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        assert run_job(lambda: 0) == 2
+    finally:
+        os.chdir(here)
+    assert "The working folder has been removed; change into another one." in capsys.readouterr().err
+
+
+def test_the_backend_of_a_notebook_does_not_reach_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import sys; from upl_ray.config.cli import run_job\n"
+        "def job():\n    import matplotlib\n    print(matplotlib.get_backend())\n    return 0\n"
+        "sys.exit(run_job(job))"
+    )
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout.strip().lower(), done.returncode) == ("agg", 0), done.stderr

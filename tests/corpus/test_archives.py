@@ -43,10 +43,21 @@ def test_labels_of_a_webdataset_come_from_cls_and_json(tmp_path: Path) -> None:
         "k/2.webp": b"c",
         "k/2.json": b"no json",
         ".hidden.jpg": b"d",
+        "k/.thumbs/x.jpg": b"d",
+        "k/@eaDir/x.jpg": b"d",
+        "3.jpg": b"f",
+        "3.cls": "Brötchen".encode("latin-1"),
+        "4.jpg": b"g",
+        "4.cls": "\ufeffcat".encode(),
         "notes.md": b"e",
     }
     write_tar(tmp_path / "a.tar", members)
-    assert labels(listed(tmp_path, tmp_path / "a.tar")) == {
+    corpus = listed(tmp_path, tmp_path / "a.tar")
+    unread = {"label that cannot be read (.cls)": 1, "label that cannot be read (.json)": 1}
+    assert corpus.left_out.counts == {".txt": 1, ".md": 1, "folder of a system": 1, **unread}
+    assert labels(corpus) == {
+        "a.tar!3.jpg": None,
+        "a.tar!4.jpg": "cat",
         "a.tar!0.jpg": "3",
         "a.tar!k/1.seg.png": "sea horse",
         "a.tar!k/2.webp": "k",

@@ -70,6 +70,13 @@ def test_several_files_are_one_and_may_repeat_each_other(tmp_path: Path) -> None
         ("image_id,label\n1,cat\n1,\n", "row 2 of .* gives '1' another label"),
         ("image_id,label\n,cat\n", "row 1 of .* names no image"),
         ("image_id;label\n1;cat\n", "cannot be read: its columns are parted by ';'; save it with commas"),
+        ('"image_id";"label"\n"1";"cat"\n', "cannot be read: its columns are parted by ';'; save it with commas"),
+        (
+            "image_id,label,classname\n1,2,dog\n2,0,dog\n",
+            "row 2 .* label '0' and the classname 'dog', .* another",
+        ),
+        ("image_id,label,members_agree\n1,1,1.0\n", "table of the job's own labels .*'members_agree'.* keep the rows"),
+        ("image_id,label,labelers_agree\n1,1,1.0\n", "table of the job's own labels"),
         ("image_id\n1\n", "row 1 of .* has no 'label' among 'image_id'"),
         ("image_id,label\n1,\n2\n", "row 2 of .* has no 'label' among 'image_id'; it needs"),
         ('image_id,label\n"1,cat\n2,dog\n', "cannot be read: unexpected end of data"),

@@ -141,6 +141,27 @@ def test_files_that_do_not_count_are_counted_by_suffix_and_named(images: Path) -
     assert dict(find(f"{images}/cat/*").left_out.counts) == {".heic": 1}
 
 
+SYSTEMS = ("cat/@eaDir/a.jpg/THUMB_XL.jpg", "$RECYCLE.BIN/S-1-5-21/$R1.jpg", "__MACOSX/cat/._a.jpg", "lost+found/x.jpg")
+
+
+def test_folders_of_systems_are_left_out_and_counted(images: Path) -> None:
+    before = find(str(images)).files
+    write_files(images, dict.fromkeys(SYSTEMS, b""))
+    found = find(str(images))
+    assert found.files == before
+    assert found.left_out.counts == {"folder of a system": len(SYSTEMS)}
+    assert found.left_out.examples["folder of a system"] in ("cat/@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found")
+
+
+def test_folders_of_systems_are_left_out_of_prefixes_too(s3: S3Server, tmp_path: Path) -> None:
+    bucket = s3.create_bucket()
+    write_files(tmp_path, dict.fromkeys(("cat/a.jpg", *SYSTEMS), b""))
+    s3.upload(tmp_path, bucket, "in")
+    found = find(f"s3://{bucket}/in")
+    assert set(found.files) == {"cat/a.jpg"}
+    assert found.left_out.counts == {"folder of a system": len(SYSTEMS)}
+
+
 def test_a_corpus_counts_what_is_left_out_under_all_its_addresses(images: Path) -> None:
     write_files(images, {"cat/x.heic": b"", "dog/y.heic": b"", "dog/z.mp4": b""})
     corpus = listed(images.parent, (f"{images}/cat", f"{images}/dog"))

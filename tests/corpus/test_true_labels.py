@@ -80,9 +80,15 @@ def test_numbers_before_names_only_order_them(tmp_path: Path, folders: list[str]
 
 
 def test_labels_that_are_no_class_are_counted(tmp_path: Path) -> None:
-    corpus = corpus_of(tmp_path, ["cat", "catt", "dog", "7", "1"])
+    corpus = corpus_of(tmp_path, ["cat", "catt", "dog", "7"])
     assert check_labels(corpus, "folders", "corpus", ("cat", "dog")) == {"catt": 2, "7": 2}
     assert check_labels(corpus, "none", "corpus", ("cat", "dog")) == {}
+
+
+def test_labels_that_are_partly_names_and_partly_numbers_are_refused(tmp_path: Path) -> None:
+    """As of two Parquet files, of which one has lost the names of its class numbers."""
+    with pytest.raises(ConfigError, match=r"corpus\.labels .* partly names, 'cat', and partly numbers, '1', which may"):
+        check_labels(corpus_of(tmp_path, ["1", "cat", "dog"]), "folders", "corpus", ("cat", "dog"))
 
 
 def test_numbers_are_names_where_classes_are_called_by_numbers(tmp_path: Path) -> None:

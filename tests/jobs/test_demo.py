@@ -83,8 +83,8 @@ def test_the_documents_show_the_table_that_comes_out(demo: dict[str, Any]) -> No
 def test_images_that_no_accuracy_is_over_are_told(demo: dict[str, Any]) -> None:
     some = copy.deepcopy(demo)
     some["scores"]["upl*"]["predictions"]["corpus"]["labeled"] -= 100
-    assert "on corpus: 1252 of 1352 images have a label that is a class name" in results_table(some)
-    assert "have a label" not in results_table(demo)
+    assert "on corpus: 1252 of 1352 images count, whose label is a class and uncorrected" in results_table(some)
+    assert "images count" not in results_table(demo)
 
 
 def test_the_headline_is_one_json_line_with_counts_and_accuracies(demo: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from PIL import Image
 from report_pages import MakeRun, commits_of, text_of, write_images
 
+from upl_ray.corpus.corrections import find_corrections
 from upl_ray.report.compare import differences, write_comparison
+from upl_ray.report.finished import open_run
 from upl_ray.storage.store import Store
 
 
@@ -71,6 +73,25 @@ def test_classes_in_another_order_are_compared_by_their_names(make_run: MakeRun)
     named = [{i: o[label] for i, label in predicted(s).items()} for s, o in zip(stores, orders, strict=True)]
     same = sum(named[1][i] == name for i, name in named[0].items())
     assert f"On 60 images of both (corpus) they give the same label to {100 * same / 60:.1f} %" in text
+
+
+def test_images_that_a_person_corrected_before_either_run_are_not_scored(make_run: MakeRun) -> None:
+    names = ("a", "b", "c")
+    stores = [make_run(names, numbered(12), f"run{i}", seed=i).write() for i in range(2)]
+    tables = [predicted(s) for s in stores]
+    wrong = [i for i, label in tables[0].items() if names[label] != i.split("/")[0]][:5]
+    step = find_corrections(stores[1], open_run(stores[1].uri).corpora["corpus"], dict.fromkeys(wrong, (0, "row 1")))
+    assert step
+    assert len(wrong) > 1
+    summary = stores[1].read_json("run.json")
+    summary["folders"]["corrections"] = step.folder
+    stores[1].write_json("run.json", summary)
+    for pair in (stores, stores[::-1]):
+        text = compared(pair)
+        left = tables[0].keys() - wrong
+        right = [sum(names[predicted(s)[i]] == i.split("/")[0] for i in left) for s in pair]
+        assert f"Of {len(left)} with a true label that nobody has corrected ({len(wrong)} were), B" in text
+        assert f"{100 * (right[1] - right[0]) / len(left):+.1f} points" in text
 
 
 def test_only_fields_that_differ_are_listed() -> None:

@@ -26,7 +26,7 @@ from upl_ray.errors import ConfigError
 from upl_ray.pipeline.inputs import prepare
 from upl_ray.storage import schema
 from upl_ray.storage.step import Step
-from upl_ray.storage.store import Store, open_filesystem
+from upl_ray.storage.store import GCS_RETRY, Store, open_filesystem
 
 ROOT = Path(__file__).parents[2]
 
@@ -250,3 +250,8 @@ def test_a_server_that_is_gone_when_something_is_deleted_is_an_error_of_the_stor
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
         Store("s3://bucket/run").delete("a.json")
+
+
+def test_google_storage_that_does_not_answer_is_no_wait_of_a_quarter_of_an_hour() -> None:
+    _, (options,) = open_filesystem("gs://anonymous@bucket/x")[0].__reduce__()
+    assert (options["retry_time_limit"], options["anonymous"]) == (GCS_RETRY, True)

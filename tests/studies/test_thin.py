@@ -117,6 +117,11 @@ def test_what_is_noted_of_a_thinned_corpus_does_not_touch_the_given_one(corpus: 
     assert corpus.step.folder not in steps
 
 
+def test_one_class_is_not_enough(corpus: Corpus) -> None:
+    with pytest.raises(ConfigError, match=r"compare\.classes_present 0\.1 leaves 1 of the classes .* raise it"):
+        thin(read_labeled_images(corpus, "folders", NAMES, ()), Compare(classes_present=0.1))
+
+
 def test_without_a_labeled_image_there_is_nothing_to_thin(corpus: Corpus) -> None:
     with pytest.raises(ConfigError, match=r"corpus\.labels: no image of .* has a label that is one of the class names"):
         thin(read_labeled_images(corpus, "folders", ("bird",), ()), Compare(imbalance=5))

@@ -176,6 +176,15 @@ def test_what_is_no_image_is_refused_in_words(model: Path, tmp_path: Path) -> No
     for wrong in ("a.jpg", tmp_path, np.zeros((4, 4, 3), np.uint8)):
         with pytest.raises(TypeError, match=r"takes PIL images, and was given a \w+; .*PIL\.Image\.open"):
             classifier.predict([image, wrong])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"takes a list of PIL images; put the image into one"):
+        classifier.predict(image)  # type: ignore[arg-type]
+    image.save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-30])
+    closed = Image.open(tmp_path / "a.png")
+    closed.close()
+    for lost in (closed, Image.open(tmp_path / "cut.png")):
+        with pytest.raises(ValueError, match="truncated or damaged image"):
+            classifier.predict([lost])
     with pytest.raises(ValueError, match="mixture 'foo' is unknown; use 'corpus' or 'even'"):
         classifier.predict([image], mixture="foo")  # type: ignore[arg-type]
     deep = Image.fromarray(np.full((40, 40), 1000, np.uint16))
@@ -187,5 +196,16 @@ def test_what_is_no_image_is_refused_in_words(model: Path, tmp_path: Path) -> No
 
 
 def test_no_classifier_is_file_not_found(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        load_ensemble(str(tmp_path / "nothing"))
+    for load in (load_ensemble, load_classifier):
+        with pytest.raises(FileNotFoundError, match=r"neither classifier\.safetensors nor"):
+            load(str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError, match=r"no classifier at '.*nothing' .*; name the storage of a finished run"):
+        load_classifier(tmp_path / "nothing")
+
+
+def test_the_file_itself_may_be_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(model, tmp_path / "out")
+    expected = load_ensemble(str(tmp_path / "out"))
+    monkeypatch.chdir(tmp_path / "out")
+    for name in (FILE, str(tmp_path / "out" / FILE)):
+        assert torch.equal(load_ensemble(name).text_features, expected.text_features)

@@ -55,6 +55,9 @@ def test_features_that_are_not_finite_are_refused(make_model: MakeModel) -> None
     clip.model.visual.proj.data[0, 0] = torch.nan
     with pytest.raises(JobError, match=r"not finite in torch\.float32; its weights hold .* no numbers: .*again"):
         clip.encode_crops(CROPS)
+    clip.model.visual.proj.data.zero_()
+    with pytest.raises(JobError, match=r"features that are zero or not finite in torch\.float32"):
+        clip.encode_crops(CROPS)
     clip = ClipModel(resolve_folder(make_model("half")), "fp16", device="cpu")
     clip.model.visual.proj.data[0, 0] = torch.inf
     with pytest.raises(JobError, match=r"not finite in torch\.float16; set its precision to fp32"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from models import MakeModel
 
 COMMIT = "0" * 40
@@ -24,12 +25,12 @@ print(ClipModel(spec, device="cpu").spec.weights_sha256)
 """
 
 
-def resolve_offline(model: str, home: Path) -> subprocess.CompletedProcess[str]:
+def resolve_offline(model: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """A process that loads a model of a hub at whose address nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         hub = f"http://127.0.0.1:{closed.getsockname()[1]}"
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": hub, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": hub, "PYTHONPATH": os.pathsep.join(sys.path)} | more
     return subprocess.run([sys.executable, "-c", RESOLVE, model], env=environment, capture_output=True, text=True)
 
 
@@ -48,4 +49,19 @@ def test_a_model_that_was_downloaded_before_needs_no_hub(make_model: MakeModel, 
 def test_a_model_that_was_not_is_refused_without_a_wait(tmp_path: Path) -> None:
     found = resolve_offline("hf-hub:org/tiny", tmp_path)
     assert "ConfigError: The model 'hf-hub:org/tiny' cannot be read" in found.stderr
+    assert "Retrying" not in found.stderr
+
+
+@pytest.mark.parametrize("address", ["hf-mirror.com", "ftp://hub"])
+def test_an_address_of_a_hub_that_is_none_is_refused(address: str, tmp_path: Path) -> None:
+    found = resolve_offline("hf-hub:org/tiny", tmp_path, HF_ENDPOINT=address)
+    assert f"HF_ENDPOINT {address!r} is no address; write https://" in found.stderr
+    assert "Retrying" not in found.stderr
+
+
+def test_a_proxy_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    found = resolve_offline(
+        "hf-hub:org/tiny", tmp_path, HF_ENDPOINT="http://hub.example", http_proxy="http://u:p@127.0.0.1:9"
+    )
+    assert "the proxy 127.0.0.1:9 cannot be reached" in found.stderr
     assert "Retrying" not in found.stderr

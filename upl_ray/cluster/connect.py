@@ -96,6 +96,12 @@ class RayCluster:
             number = signal.SIGTERM if isinstance(error, SystemExit) else signal.SIGINT
             raise StoppedAtStart(number) from None
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            if local:
+                raise ConfigError(
+                    f"Ray does not start on this machine without the token that RAY_AUTH_MODE = "
+                    f"{os.environ.get('RAY_AUTH_MODE', '')!r} asks for ({first_line(error)}); unset RAY_AUTH_MODE, or "
+                    f"make one (ray get-auth-token --generate)."
+                ) from None
             raise JobError(
                 f"The Ray cluster of {self._source} cannot be joined: {first_line(error)}; start it or correct the "
                 f"address, and give this process the cluster's token if it has one (RAY_AUTH_TOKEN_PATH)."

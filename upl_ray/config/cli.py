@@ -70,9 +70,15 @@ def run_job(job: Callable[[], int]) -> int:
     """
     _use_utf8()
     _open_streams()
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # and torch would not find its own libraries
+        return _report("failed", "The working folder has been removed; change into another one.", 2)
     # Under `uv run` Ray would pack the working folder for every worker, even of a Ray that is on this machine alone. It
     # reads this when it is imported, which the job does.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Notebooks name a backend of their own kernel to every command, which this environment need not have.
+    os.environ["MPLBACKEND"] = "agg"
     sys.excepthook = _report_unexpected
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that a locale's encoding lacks, as stderr does it

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from upl_ray.corpus.find import sub_folder
-from upl_ray.corpus.listing import LeftOut, count_suffixes
+from upl_ray.corpus.listing import SYSTEM, LeftOut, count_suffixes, is_hidden, is_of_system
 from upl_ray.errors import LONGEST_VALUE, ConfigError, first_line, quoted
 from upl_ray.storage import schema
 from upl_ray.storage.store import PARQUET_ERRORS, open_parquet
@@ -40,6 +40,7 @@ LABEL_COLUMNS = ("label", "class", "cls", "classname")
 TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, SystemError, MemoryError)
 # Lengths of members that are never read, and the reasons.
 SPARSE, LINK = -1, -2
+UNREAD_LABEL = "label that cannot be read"
 REPLACED = "member that a later one of its name replaces"
 UNREAD = {SPARSE: rejection.SPARSE_MEMBER, LINK: rejection.LINK_MEMBER}
 
@@ -95,7 +96,10 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                 # A name in another encoding than UTF-8 becomes `caf\\xe9.jpg`; members are read by their place.
                 name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace").removeprefix("./")
                 link = member.islnk() or member.issym()
-                if not (member.isfile() or link) or name.rpartition("/")[2].startswith("."):
+                if not (member.isfile() or link) or is_hidden(name):
+                    continue
+                if is_of_system(name):
+                    left_out.add(SYSTEM, name)
                     continue
                 kind = name.lower().rpartition(".")[2]
                 if name.lower().endswith(EXTENSIONS):
@@ -112,7 +116,11 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                 elif member.size < BUFFER and not (link or member.issparse()):
                     content = tar.extractfile(member)
                     assert content is not None
-                    label = _label(content.read(), kind == "json")
+                    try:
+                        label = _label(content.read(), kind == "json")
+                    except (ValueError, RecursionError):  # which tarfile raises, too
+                        label = None
+                        left_out.add(f"{UNREAD_LABEL} (.{kind})", name)
                     stem = name.rpartition(".")[0]
                     if label is not None and (kind == "cls" or stem not in labels):
                         labels[stem] = label
@@ -200,13 +208,11 @@ def _next_block(file: io.BufferedReader, offset: int, size: int) -> int | None:
 
 
 def _label(content: bytes, is_json: bool) -> str | None:
-    try:
-        text = content.decode().strip()
-        if not is_json:
-            return text
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    """The label in a `.cls` or `.json` file, if it has one; ValueError, RecursionError: it is not UTF-8, or no JSON."""
+    text = content.decode("utf-8-sig").strip()
+    if not is_json:
+        return text
+    value = json.loads(text)
     found = next((value[c] for c in LABEL_COLUMNS if c in value), None) if isinstance(value, dict) else None
     return as_text(found)
 

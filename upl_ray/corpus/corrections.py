@@ -32,6 +32,7 @@ from upl_ray.storage.store import (
 from upl_ray.upl.metrics import UNLABELED, true_labels
 
 FILE = "corrections.parquet"
+OWN_COLUMNS = ("members_agree", "labelers_agree")  # of the tables of labels that a report exports
 FORMS = (".csv", ".jsonl", ".parquet")
 NONE = UNLABELED  # the image shows none of the classes
 ByShard = Mapping[str, Mapping[str, int]]  # shard id -> image id -> index of its class, or NONE
@@ -60,6 +61,12 @@ def read_corrections(files: Sequence[str], classnames: tuple[str, ...]) -> dict[
                 f"label.corrections: {where} names the class {quoted(row['label'])}, which is not among the "
                 f"{len(classnames)} class names; correct it, or leave it empty where the image shows none of them."
             )
+        beside = true_labels([row["classname"]], classnames)[0]
+        if UNLABELED not in (label, beside) and label != beside:
+            raise ConfigError(
+                f"label.corrections: {where} has the label {quoted(row['label'])} and the classname "
+                f"{quoted(row['classname'])}, which is another class; write the right one as label."
+            )
         before = found.setdefault(row["image_id"], (label, where))
         if before[0] != label:
             raise ConfigError(
@@ -86,6 +93,12 @@ def _read_rows(file: str) -> list[dict[str, str]]:
     except (*UNREACHABLE, *PARQUET_ERRORS, RecursionError, csv.Error) as error:
         remedy = "correct it" if path.lower().endswith(FORMS) else f"make it one of {', '.join(FORMS)}"
         raise ConfigError(f"label.corrections: {file!r} cannot be read: {first_line(error)}; {remedy}.") from None
+    own = next((c for c in OWN_COLUMNS if records and c in records[0]), None)
+    if own:
+        raise ConfigError(
+            f"label.corrections: {file!r} is a table of the job's own labels (it has a column {own!r}), and would make "
+            f"all of them a person's; keep the rows that you have looked at, with the columns image_id and label."
+        )
     for i, record in enumerate(records, 1):
         lacking = next((c for c in ("image_id", "label") if c not in record), None)
         if lacking:  # which is not an empty label
@@ -93,7 +106,7 @@ def _read_rows(file: str) -> list[dict[str, str]]:
                 f"label.corrections: row {i} of {file!r} has no {lacking!r} among {', '.join(map(quoted, record))}; it "
                 f"needs image_id and label."
             )
-    return [{c: as_text(r[c]) or "" for c in ("image_id", "label")} for r in records]
+    return [{c: as_text(r.get(c)) or "" for c in ("image_id", "label", "classname")} for r in records]
 
 
 def find_corrections(store: Store, corpus: Corpus, labels: Mapping[str, tuple[int, str]]) -> Step | None:

@@ -14,7 +14,15 @@ from typing import Literal, NamedTuple
 import pyarrow.fs as pafs
 from fsspec.utils import glob_translate
 
-from upl_ray.corpus.listing import LeftOut, Listing, count_suffixes, file_version, list_files, place_of_results
+from upl_ray.corpus.listing import (
+    LeftOut,
+    Listing,
+    count_suffixes,
+    file_version,
+    is_hidden,
+    list_files,
+    place_of_results,
+)
 from upl_ray.errors import ConfigError, first_line
 from upl_ray.storage.store import UNREACHABLE, open_filesystem
 from upl_ray.upl.images import EXTENSIONS
@@ -78,7 +86,7 @@ def find(uri: str, results: str = "") -> Found:
         raise ConfigError(
             f"The images under {uri!r} cannot be listed ({first_line(error)}); check the address and the access."
         ) from None
-    visible = {f: v for f, v in listing.files.items() if not any(part.startswith(".") for part in f.split("/"))}
+    visible = {f: v for f, v in listing.files.items() if not is_hidden(f)}
     if chosen:
         visible = {f: v for f, v in visible.items() if chosen(f)}
     visible = listing.drop_doubles(visible)

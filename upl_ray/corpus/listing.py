@@ -29,6 +29,10 @@ LISTED = "link to what is listed already, or to a folder above"
 NOT_UTF8 = "name that is not UTF-8"
 SPECIAL = "pipe, socket or device"
 SLASH = "name that begins with a slash"
+SYSTEM = "folder of a system"
+SYSTEM_FOLDERS = (  # with copies, deleted files and thumbnails, of macOS, Windows, Linux and Synology's NAS
+    *("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "#recycle", "#snapshot"),
+)
 RESULTS = "folder of results (storage_path)"
 ESCAPED = "surrogateescape"  # of bytes that are not UTF-8, in real paths
 SHOWN = 8  # reasons in a log line
@@ -129,6 +133,16 @@ class _Folder(NamedTuple):
     above: frozenset[str]  # real paths above the listed folder, and above all that links led to on the way
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder that it lies in, has a name that begins with a dot."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
+def is_of_system(name: str) -> bool:
+    """Whether a file lies in a folder where systems keep copies and thumbnails."""
+    return any(part in SYSTEM_FOLDERS for part in name.split("/"))
+
+
 def is_below(path: str, folder: str) -> bool:
     """Whether a path is a folder or lies below it."""
     return path == folder or path.startswith(f"{folder.rstrip('/')}/")
@@ -154,7 +168,9 @@ def list_files(folder: str) -> Listing:
     listing = Listing()
     for path, version in found.items():
         name = path[len(root) :].removeprefix("/")
-        if name.startswith("/"):  # of a key with `//`; to pyarrow it would be the file without
+        if is_of_system(name):
+            listing.left_out.add(SYSTEM, name)
+        elif name.startswith("/"):  # of a key with `//`; to pyarrow it would be the file without
             listing.left_out.add(SLASH, name)
         else:
             listing.files[name] = version
@@ -212,6 +228,9 @@ def _list_folder(listing: Listing, folder: _Folder, folders: list[_Folder], link
     with os.scandir(folder.path.encode(errors=ESCAPED)) as entries:  # names are UTF-8, whatever the locale
         for entry in entries:
             if entry.name.startswith(b"."):
+                continue
+            if os.fsdecode(entry.name) in SYSTEM_FOLDERS:
+                listing.left_out.add(SYSTEM, f"{folder.place}{os.fsdecode(entry.name)}")
                 continue
             name, path = f"{folder.place}{entry.name.decode(errors='backslashreplace')}", os.fsencode(entry.path)
             try:

@@ -182,10 +182,11 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
     """
     if "\n" not in text.strip() and "\r" in text.strip():
         raise ValueError("its lines end at carriage returns; save it with line feeds")
+    first = text.partition("\n")[0]
+    if "," not in first and (found := re.search(r"[;\t|]", first)):
+        raise ValueError(f"its columns are parted by {found[0]!r}; save it with commas")
     reader = csv.DictReader(io.StringIO(text), strict=True)
     names = [name.strip() for name in reader.fieldnames or []]
-    if len(names) == 1 and (found := re.search(r"[;\t|]", names[0])):
-        raise ValueError(f"its columns are parted by {found[0]!r}; save it with commas")
     doubled = next((name for name in names if name in COUNTED and names.count(name) > 1), None)
     if doubled is not None:
         raise ValueError(f"it has two columns {doubled!r}; remove one of them")
@@ -242,7 +243,7 @@ def _checked_place(name: str, folder: str, roots: tuple[str, ...], where: str) -
     if ".." in re.split(r"[/\\?#]", "".join(unquote(unquote(name)).split())):
         raise ConfigError(f"{quoted(name)} in {where} holds `..`; write the address without it.")
     if "://" not in name and not name.startswith("/"):
-        return name
+        return re.sub(r"^(\./)+", "", name)
     tops = [f"{top.removeprefix('file://').rstrip('/')}/" for top in (folder, *roots)]
     if not any(place.startswith(top) or _real(place).startswith(top) for top in tops):
         parent = place.rpartition("/")[0]

@@ -47,7 +47,8 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
         The labels that are no class, with their numbers of images, which are not scored.
 
     Raises:
-        ConfigError: none is a class, so that nothing would be scored; or they are numbers that count from 1.
+        ConfigError: none is a class, so that nothing would be scored; they are numbers that count from 1; or partly
+            names and partly numbers.
     """
     if rule == "none":
         return Counter()
@@ -57,6 +58,13 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
     positions = labels if class_numbers(classnames) else ()
     found = (NUMBER.fullmatch(x) for x in positions if clean_classname(x) not in classnames)
     numbers = sorted(int(m[1]) for m in found if m)
+    named = next((x for x in labels if clean_classname(x) in classnames), None)
+    numbered = next((x for x in positions if x in class_numbers(classnames)), None)
+    if named is not None and numbered is not None:
+        raise ConfigError(
+            f"{field}.labels of {corpus.name} are partly names, {quoted(named)}, and partly numbers, "
+            f"{quoted(numbered)}, which may count otherwise than `classnames`; make them all names."
+        )
     if numbers and len(numbers) == len(labels) and numbers[0] > 0 and numbers[-1] == len(classnames):
         raise ConfigError(
             f"{field}.labels of {corpus.name} are numbers up to {numbers[-1]} without 0, but classes are numbered from "

@@ -125,7 +125,7 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
     log.info("%-12s %d: %s", "classes", len(classnames), _first_names(classnames))
     corrected = read_corrections(config.label.correction_files, classnames)
     corrections = find_corrections(store, corpus, corrected)
-    if corrections:
+    if config.label.correction_files:
         log.info("%-12s %d images", "corrections", len(corrected))
     inputs = Inputs(config, store, classnames, corpus, scored, specs, held_out, negatives, corrections, unknown)
     if cluster:

@@ -39,7 +39,7 @@ from upl_ray.upl.metrics import UNLABELED, paired_difference
 log = logging.getLogger(__name__)
 
 FOLDER = "report/comparison"
-COUNTS = ("images", "versions", "same", "labeled", "gained", "lost")  # of a pair of runs
+COUNTS = ("images", "versions", "same", "corrected", "labeled", "gained", "lost")  # of a pair of runs
 PAIRED_IMAGES = 200_000  # images that are compared one by one; of a larger corpus a sample by id
 
 
@@ -155,6 +155,7 @@ def _pair(one: Compared, other: Compared, part: str) -> dict[str, Any]:
     if part in one.run.corpora and part in other.run.corpora:
         # Names of a data set's classes may repeat, so indices are compared if both runs have the same list of names.
         by_name = one.run.classnames != other.run.classnames
+        corrected = one.run.corrections.keys() | other.run.corrections.keys() if part == "corpus" else set()
         of_one = {judged.image_id: judged for judged in _labels(one, part, by_name)}
         for judged in _labels(other, part, by_name):
             first = of_one.get(judged.image_id)
@@ -163,8 +164,9 @@ def _pair(one: Compared, other: Compared, part: str) -> dict[str, Any]:
             if first.version != judged.version:
                 pair["versions"] += 1
                 continue
-            true = judged.true
+            true = None if judged.image_id in corrected else judged.true  # which a run has learned
             pair["images"] += 1
+            pair["corrected"] += judged.image_id in corrected
             pair["same"] += judged.label == first.label
             pair["labeled"] += true is not None
             pair["gained"] += true is not None and judged.label == true != first.label

@@ -35,7 +35,7 @@ def thin(images: LabeledImages, settings: Compare) -> Corpus:
     Its step is its own, named by the images that stay: what is noted there does not touch the given corpus.
 
     Raises:
-        ConfigError: there is no labeled image.
+        ConfigError: there is no labeled image, or fewer than two classes stay.
     """
     corpus = images.corpus
     if not images.ids:
@@ -51,6 +51,11 @@ def thin(images: LabeledImages, settings: Compare) -> Corpus:
     thinned = replace(corpus, shards=tuple(shards), added=0)
     step = Step.of(corpus.step.store, "thinned", version=1, inputs={"images": thinned.digest})
     counts = [n for n in np.bincount(images.labels[rows]).tolist() if n]
+    if len(counts) < 2:
+        raise ConfigError(
+            f"compare.classes_present {settings.classes_present:g} leaves {len(counts)} of the classes of the corpus, "
+            f"and there is nothing to tell apart; raise it."
+        )
     log.info("%-12s %d images of %d classes, %d to %d", "thinned", len(rows), len(counts), min(counts), max(counts))
     return replace(thinned, step=step)
 

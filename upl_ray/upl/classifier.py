@@ -21,7 +21,7 @@ from upl_ray.upl.backbones import resolve_backbone
 from upl_ray.upl.clip_model import ClipModel
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.ensemble import Ensemble, Mixture, load_ensemble
-from upl_ray.upl.images import Geometry, center_crop
+from upl_ray.upl.images import Geometry, center_crop, load
 
 
 class Classifier:
@@ -56,6 +56,8 @@ class Classifier:
 
     def _encode(self, images: Iterable[Image.Image]) -> Tensor:
         """Normalised features [N, D]."""
+        if _is_image(images):
+            raise TypeError("The classifier takes a list of PIL images; put the image into one: [image].")
         images = list(images)
         strangers = [type(x).__name__ for x in images if not _is_image(x)]
         if strangers:
@@ -65,7 +67,7 @@ class Classifier:
             )
         if not images:
             return torch.zeros(0, self.clip.spec.dim)
-        crops = np.stack([center_crop(image, self.clip.spec.geometry) for image in images])
+        crops = np.stack([center_crop(load(image), self.clip.spec.geometry) for image in images])
         return torch.from_numpy(self.clip.encode_crops(crops))
 
     def predict(self, images: Iterable[Image.Image], mixture: Mixture = "corpus") -> tuple[list[str], list[float]]:
@@ -99,7 +101,13 @@ def load_classifier(uri: str | os.PathLike[str], backbone: Backbone | None = Non
         FileNotFoundError: there is no classifier under `uri`.
         ConfigError: the image encoder cannot be found, or its weights are not those that the prompts were learned for.
     """
-    ensemble = load_ensemble(os.fspath(uri))
+    try:
+        ensemble = load_ensemble(os.fspath(uri))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"There is no classifier at {os.fspath(uri)!r} ({error}); name the storage of a finished run, or a "
+            f"classifier's folder."
+        ) from None
     return Classifier(ensemble, ClipModel(classifier_spec(ensemble, backbone)))
 
 

@@ -131,9 +131,9 @@ class ClipModel:
         features, arrived = begun
         if arrived:
             arrived.synchronize()
-        if not features.isfinite().all():
+        if not (features.isfinite().all() and features.any(dim=1).all()):
             remedy = "set its precision to fp32" if self.dtype != torch.float32 else DAMAGED_VALUES
-            raise JobError(f"{self.spec.name} gives features that are not finite in {self.dtype}; {remedy}.")
+            raise JobError(f"{self.spec.name} gives features that are zero or not finite in {self.dtype}; {remedy}.")
         return features.numpy()
 
     @torch.inference_mode()

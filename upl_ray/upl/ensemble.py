@@ -110,11 +110,12 @@ def ensemble_bytes(
 
 
 def find_classifier_folder(uri: str) -> str:
-    """The folder of a classifier: `uri` itself, or the one that the run in this storage exported.
+    """The folder of a classifier: `uri` itself, that of its file, or the one that the run in this storage exported.
 
     Raises:
         FileNotFoundError: there is neither a classifier nor a finished run under `uri`.
     """
+    uri = uri.removesuffix(f"/{FILE}") if uri != FILE else "."
     folder = uri.rstrip("/") if is_remote(uri) else absolute(uri)
     store = Store(folder)
     if FILE in store.names(""):

@@ -108,9 +108,14 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft: int = 0) -> Image.I
         raise Rejected(rejection.too_many_pixels(max_pixels))
     if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
         raise Rejected(rejection.too_many_scans())
+    if draft:
+        image.draft(None, (draft, draft))
+    return load(image)
+
+
+def load(image: Image.Image) -> Image.Image:
+    """The image with its pixels in memory; raises `Rejected` where it is truncated, damaged or closed."""
     try:
-        if draft:
-            image.draft(None, (draft, draft))
         image.load()
     except DECODE_ERRORS as error:
         raise Rejected(rejection.not_decoded(error)) from None
