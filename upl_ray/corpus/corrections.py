@@ -44,16 +44,17 @@ def read_corrections(files: Sequence[str], classnames: tuple[str, ...]) -> dict[
     """Image id -> class, or NONE, and where that stands, of files with the columns `image_id` and `label`.
 
     Args:
-        files: CSV, JSON lines or Parquet; an empty label is none of the classes.
+        files: CSV, JSON lines or Parquet; an empty label is none of the classes. A column `classname` is only compared.
         classnames: a label is one of these, or its number from 0.
 
     Raises:
-        ConfigError: a file cannot be read, lacks a column, or names an unknown class; or an image has two labels.
+        ConfigError: a file cannot be read, lacks a column, names an unknown class or is a table of the job's own; or an
+            image has two labels.
     """
     rows = [(row, f"row {i} of {file!r}") for file in files for i, row in enumerate(_read_rows(file), 1)]
-    labels = true_labels([row["label"] for row, _ in rows], classnames)
+    labels, others = (true_labels([r[c] for r, _ in rows], classnames).tolist() for c in ("label", "classname"))
     found: dict[str, tuple[int, str]] = {}
-    for (row, where), label in zip(rows, labels.tolist(), strict=True):
+    for (row, where), label, beside in zip(rows, labels, others, strict=True):
         if not row["image_id"]:
             raise ConfigError(f"label.corrections: {where} names no image; give its image_id.")
         if row["label"].strip() and label == UNLABELED:
@@ -61,7 +62,6 @@ def read_corrections(files: Sequence[str], classnames: tuple[str, ...]) -> dict[
                 f"label.corrections: {where} names the class {quoted(row['label'])}, which is not among the "
                 f"{len(classnames)} class names; correct it, or leave it empty where the image shows none of them."
             )
-        beside = true_labels([row["classname"]], classnames)[0]
         if UNLABELED not in (label, beside) and label != beside:
             raise ConfigError(
                 f"label.corrections: {where} has the label {quoted(row['label'])} and the classname "

@@ -55,11 +55,11 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
     counts = _count_labels(corpus)
     labels = list(counts)
     strangers = [x for x, true in zip(labels, true_labels(labels, classnames), strict=True) if true == UNLABELED]
-    positions = labels if class_numbers(classnames) else ()
-    found = (NUMBER.fullmatch(x) for x in positions if clean_classname(x) not in classnames)
+    places, known = class_numbers(classnames), frozenset(classnames)
+    found = (NUMBER.fullmatch(x) for x in labels if places and clean_classname(x) not in known)
     numbers = sorted(int(m[1]) for m in found if m)
-    named = next((x for x in labels if clean_classname(x) in classnames), None)
-    numbered = next((x for x in positions if x in class_numbers(classnames)), None)
+    named = next((x for x in labels if clean_classname(x) in known), None)
+    numbered = next((x for x in labels if x in places), None)
     if named is not None and numbered is not None:
         raise ConfigError(
             f"{field}.labels of {corpus.name} are partly names, {quoted(named)}, and partly numbers, "
