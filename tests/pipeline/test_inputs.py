@@ -35,6 +35,9 @@ MARKED_LINES = {
     "table": ["0,cat", "1,dog"],
     "numbered": ["001.cat", "002.dog"],
     "wordnet": ["n01440764 tench", "n01443537 goldfish"],
+    "turned": ["cat: 0", "sea lion: 1"],
+    "commas": ["cat,", "dog"],
+    "notes": ["# animals", "cat", "dog"],
 }
 
 
@@ -64,7 +67,8 @@ def test_the_log_shows_class_names_files_left_out_and_labels_that_are_no_class(
 
 def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
     (photos.parent / "names.txt").write_text("dog\nbeer_bottle\n")
-    for lines in (["1 dollar", "5 dollars"], ["'n roll", "rock"], ["- cat", "dog"], ["1 star", "2 stars", "3 stars"]):
+    some = (["1 dollar", "5 dollars"], ["'n roll", "rock"], ["- cat", "dog"], ["1 star", "2 stars", "3 stars"])
+    for lines in (*some, ["Boeing 747", "A 380"]):
         (photos.parent / "odd.txt").write_text("\n".join(lines))
         assert prepare(config(photos, classnames=str(photos.parent / "odd.txt"))).classnames == tuple(lines)
     assert prepare(config(photos)).classnames == ("beer bottle", "cat", "dog")
@@ -127,8 +131,11 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
                 "table": "begins with its number",
                 "numbered": "begins with its number",
                 "wordnet": "begins with its number",
+                "turned": "ends with its number",
+                "commas": "ends with a comma",
             }.items()
         ),
+        ({"classnames": "notes.txt"}, r"classnames 'notes\.txt' holds '# animals', which would be .* remove the line"),
         (
             {"dataset": {"name": "dtd", "root": "~nosuchuser/x"}, "corpus": {"uri": ""}, "classnames": ""},
             "dataset.root: .*'~nosuchuser/x' cannot be followed .*write it out in full",

@@ -294,6 +294,8 @@ def _read_names(field: str, given: str | tuple[str, ...], others: str) -> list[s
             f"{others}."
         ) from None
     lines = text.rstrip("\r\n").split("\n")
+    if note := next((line for line in lines if re.match(r"#\s", line)), None):
+        raise ConfigError(f"{field} {given!r} holds {quoted(note.strip())}, which would be a name; remove the line.")
     if mark := _mark_of(lines):
         raise ConfigError(
             f"Every line of {field} {given!r} {mark}, which a prompt would read, too: {quoted(lines[0])}; write one "
@@ -308,4 +310,9 @@ def _mark_of(lines: list[str]) -> str:
         return "begins with a dash"
     if all(re.fullmatch(r"""\s*(["']).*\1\s*,?\s*""", line) for line in lines):
         return "stands in quotes"
+    if all(line.rstrip().endswith(",") for line in lines[:-1]) and len(lines) > 1:
+        return "ends with a comma"
+    turned = [re.sub(r"\s*(.*\S)\s*[\s:,;=]\s*(\d+)\s*", r"\2 \1", line) for line in lines]
+    if turned != lines and behind_numbers(turned):
+        return "ends with its number"
     return "begins with its number" if behind_numbers(lines) else ""
