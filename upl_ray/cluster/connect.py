@@ -96,16 +96,7 @@ class RayCluster:
             number = signal.SIGTERM if isinstance(error, SystemExit) else signal.SIGINT
             raise StoppedAtStart(number) from None
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            if local:
-                raise ConfigError(
-                    f"Ray does not start on this machine without the token that RAY_AUTH_MODE = "
-                    f"{os.environ.get('RAY_AUTH_MODE', '')!r} asks for ({first_line(error)}); unset RAY_AUTH_MODE, or "
-                    f"make one (ray get-auth-token --generate)."
-                ) from None
-            raise JobError(
-                f"The Ray cluster of {self._source} cannot be joined: {first_line(error)}; start it or correct the "
-                f"address, and give this process the cluster's token if it has one (RAY_AUTH_TOKEN_PATH)."
-            ) from None
+            raise _not_joined(error, self._source, local) from None
         except OSError as error:
             if "AF_UNIX" in str(error):
                 raise ConfigError(
@@ -173,6 +164,20 @@ def find_address(compute: Compute) -> tuple[str, str]:
     raise ConfigError(
         f"{source} is no address that a job can join; {remedy}name the head's HOST:PORT (usually port 6379), auto, or "
         f"local."
+    )
+
+
+def _not_joined(error: Exception, source: str, local: bool) -> ConfigError | JobError:
+    """The error of a cluster that is not there, or of a token that is missing."""
+    if local:
+        return ConfigError(
+            f"Ray does not start on this machine without the token that RAY_AUTH_MODE = "
+            f"{os.environ.get('RAY_AUTH_MODE', '')!r} asks for ({first_line(error)}); unset RAY_AUTH_MODE, or make one "
+            f"(ray get-auth-token --generate)."
+        )
+    return JobError(
+        f"The Ray cluster of {source} cannot be joined: {first_line(error)}; start it or correct the address, and give "
+        f"this process the cluster's token if it has one (RAY_AUTH_TOKEN_PATH)."
     )
 
 

@@ -47,6 +47,14 @@ def _use_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _set_variables() -> None:
+    """Variables that libraries read when they are imported, which the job does."""
+    # Under `uv run` Ray would pack the working folder for every worker, even of a Ray that is on this machine alone.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Notebooks name a backend of their own kernel to every command, which this environment need not have.
+    os.environ["MPLBACKEND"] = "agg"
+
+
 def _open_streams() -> None:
     """Let streams that the caller has closed (`2>&-`) lead nowhere.
 
@@ -74,11 +82,7 @@ def run_job(job: Callable[[], int]) -> int:
         os.getcwd()
     except FileNotFoundError:  # and torch would not find its own libraries
         return _report("failed", "The working folder has been removed; change into another one.", 2)
-    # Under `uv run` Ray would pack the working folder for every worker, even of a Ray that is on this machine alone. It
-    # reads this when it is imported, which the job does.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # Notebooks name a backend of their own kernel to every command, which this environment need not have.
-    os.environ["MPLBACKEND"] = "agg"
+    _set_variables()
     sys.excepthook = _report_unexpected
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that a locale's encoding lacks, as stderr does it

@@ -98,11 +98,10 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                 link = member.islnk() or member.issym()
                 if not (member.isfile() or link) or is_hidden(name):
                     continue
+                kind = name.lower().rpartition(".")[2]
                 if is_of_system(name):
                     left_out.add(SYSTEM, name)
-                    continue
-                kind = name.lower().rpartition(".")[2]
-                if name.lower().endswith(EXTENSIONS):
+                elif name.lower().endswith(EXTENSIONS):
                     if name in images and images[name][0] < start:
                         raise ConfigError(
                             f"{path!r} is made of archives of which two hold {quoted(name)}; leave them apart, or give "
@@ -115,13 +114,7 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                     count_suffixes([name], left_out)
                 elif member.size < BUFFER and not (link or member.issparse()):
                     content = tar.extractfile(member)
-                    assert content is not None
-                    try:
-                        label = _label(content.read(), kind == "json")
-                    except (ValueError, RecursionError):  # which tarfile raises, too
-                        label = None
-                        left_out.add(f"{UNREAD_LABEL} (.{kind})", name)
-                    stem = name.rpartition(".")[0]
+                    stem, label = name.rpartition(".")[0], _label(content.read() if content else b"", name, left_out)
                     if label is not None and (kind == "cls" or stem not in labels):
                         labels[stem] = label
     except ConfigError:
@@ -207,12 +200,17 @@ def _next_block(file: io.BufferedReader, offset: int, size: int) -> int | None:
     return None
 
 
-def _label(content: bytes, is_json: bool) -> str | None:
-    """The label in a `.cls` or `.json` file, if it has one; ValueError, RecursionError: it is not UTF-8, or no JSON."""
-    text = content.decode("utf-8-sig").strip()
-    if not is_json:
-        return text
-    value = json.loads(text)
+def _label(content: bytes, name: str, left_out: LeftOut) -> str | None:
+    """The label in a `.cls` or `.json` file, if it has one; one that is not UTF-8 or no JSON is counted."""
+    kind = name.lower().rpartition(".")[2]
+    try:
+        text = content.decode("utf-8-sig").strip()
+        if kind == "cls":
+            return text
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        left_out.add(f"{UNREAD_LABEL} (.{kind})", name)
+        return None
     found = next((value[c] for c in LABEL_COLUMNS if c in value), None) if isinstance(value, dict) else None
     return as_text(found)
 
