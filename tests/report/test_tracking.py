@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from report_pages import reported, write_images
 from wandb.proto.wandb_internal_pb2 import Record
 
-import wandb
 from benchmarks.synthetic_run import SyntheticRun
 from upl_ray.config.settings import Tracking
 from upl_ray.errors import ConfigError
