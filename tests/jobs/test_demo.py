@@ -83,7 +83,7 @@ def test_the_documents_show_the_table_that_comes_out(demo: dict[str, Any]) -> No
 def test_images_that_no_accuracy_is_over_are_told(demo: dict[str, Any]) -> None:
     some = copy.deepcopy(demo)
     some["scores"]["upl*"]["predictions"]["corpus"]["labeled"] -= 100
-    assert "on corpus: 1252 of 1352 images count, whose label is a class and uncorrected" in results_table(some)
+    assert "on corpus: 1252 of 1352 images count: with a class as label, not corrected" in results_table(some)
     assert "images count" not in results_table(demo)
 
 

@@ -114,7 +114,8 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                     count_suffixes([name], left_out)
                 elif member.size < BUFFER and not (link or member.issparse()):
                     content = tar.extractfile(member)
-                    stem, label = name.rpartition(".")[0], _label(content.read() if content else b"", name, left_out)
+                    assert content is not None
+                    stem, label = name.rpartition(".")[0], _label(content.read(), name, left_out)
                     if label is not None and (kind == "cls" or stem not in labels):
                         labels[stem] = label
     except ConfigError:

@@ -30,8 +30,8 @@ NOT_UTF8 = "name that is not UTF-8"
 SPECIAL = "pipe, socket or device"
 SLASH = "name that begins with a slash"
 SYSTEM = "folder of a system"
-SYSTEM_FOLDERS = (  # with copies, deleted files and thumbnails, of macOS, Windows, Linux and Synology's NAS
-    *("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "#recycle", "#snapshot"),
+SYSTEM_FOLDERS = frozenset(  # with copies, deleted files and thumbnails, of macOS, Windows, Linux and Synology's NAS
+    ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "#recycle", "#snapshot")
 )
 RESULTS = "folder of results (storage_path)"
 ESCAPED = "surrogateescape"  # of bytes that are not UTF-8, in real paths
@@ -140,7 +140,7 @@ def is_hidden(name: str) -> bool:
 
 def is_of_system(name: str) -> bool:
     """Whether a file lies in a folder where systems keep copies and thumbnails."""
-    return any(part in SYSTEM_FOLDERS for part in name.split("/"))
+    return not SYSTEM_FOLDERS.isdisjoint(name.split("/"))
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -229,13 +229,13 @@ def _list_folder(listing: Listing, folder: _Folder, folders: list[_Folder], link
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
-            if os.fsdecode(entry.name) in SYSTEM_FOLDERS:
-                listing.left_out.add(SYSTEM, f"{folder.place}{os.fsdecode(entry.name)}")
-                continue
             name, path = f"{folder.place}{entry.name.decode(errors='backslashreplace')}", os.fsencode(entry.path)
             try:
-                entry.name.decode()
+                own = entry.name.decode()
                 if entry.is_dir():
+                    if own in SYSTEM_FOLDERS:
+                        listing.left_out.add(SYSTEM, name)
+                        continue
                     more = _Folder(f"{name}/", path.decode(errors=ESCAPED), folder.above)
                     heapq.heappush(links, more) if entry.is_symlink() else folders.append(more)
                     continue

@@ -119,7 +119,7 @@ def embed_corpora(inputs: Inputs, plan: Plan, cluster: RayCluster) -> Snapshots:
         unread = {shard for name, ids in needed.items() for shard in ids - plan.features[name].committed()}
         check_some_images(inputs.corpora, unread, inputs.config.label.max_rejected)
         labelers = {x.spec.name: x for of in plan.labelers.values() for x in of}
-        encode_texts(inputs, list(labelers.values()), inputs.config.template, cluster)  # seconds, and a first look
+        encode_texts(inputs, list(labelers.values()), inputs.config.template, cluster)  # a damaged tower shows now
         cluster.start("features")
         log.info("%-12s %s", "estimate", describe_embedding(inputs, plan.features, needed))
         make_features(inputs.corpora, specs, plan.features, inputs.config.compute, needed)

@@ -88,7 +88,7 @@ def _accuracies(variants: dict[str, Any], parts: list[str]) -> list[str]:
     for part in parts:
         judged, images = (widest["predictions"][part][key] for key in ("labeled", "images"))
         if 0 < judged < images:
-            lines.append(f"on {part}: {judged} of {images} images count, whose label is a class and uncorrected")
+            lines.append(f"on {part}: {judged} of {images} images count: with a class as label, not corrected")
     return lines
 
 

@@ -11,7 +11,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -179,12 +178,12 @@ def _log_to_mlflow(uri: str, record: Record) -> str:
     experiment = client.get_experiment_by_name(name)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
     run_id = str(client.create_run(experiment_id, run_name=record.name).info.run_id)
+    status = "FAILED"
     try:
         _fill_mlflow_run(client, run_id, record)
-    except BaseException:
-        with suppress(Exception):  # the first failure is the one that counts
-            client.set_terminated(run_id, "FAILED")
-        raise
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run_id, status)
     return run_id
 
 
@@ -200,7 +199,6 @@ def _fill_mlflow_run(client: MlflowClient, run_id: str, record: Record) -> None:
     for some in _batches(parameters, BATCH // 10):
         client.log_batch(run_id, params=some)
     client.log_batch(run_id, tags=[RunTag(k, value) for k, value in record.answers.items()])
-    client.set_terminated(run_id)  # before the page, whose storage may be another one
     with tempfile.TemporaryDirectory() as local:
         client.log_artifact(run_id, str(_write_page(record, local)))
 

@@ -123,8 +123,6 @@ def find_weights(backbone: Backbone) -> FoundWeights:
             config = Path(download_pretrained_from_hf(identifier, CONFIG_FILE))
             model_cfg, preprocess = read_model_config(config.read_bytes())
             return FoundWeights(source, Path(download_pretrained_from_hf(identifier)), model_cfg, preprocess)
-    except ConfigError:
-        raise
     except (OSError, ValueError) as error:
         reason = str(error).rstrip(".")
         raise ConfigError(

@@ -33,9 +33,9 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
 
 @cache
 def use_cache_where_unreachable() -> None:
-    """Look once whether the hub, or the proxy before it, answers; if not, the cache alone is used.
+    """Look once whether the hub, or the proxy before it, answers.
 
-    By this process and those that it starts.
+    If not, this process and those that it starts use the cache alone.
 
     Raises:
         ConfigError: HF_ENDPOINT is no address.
