@@ -62,6 +62,9 @@ def test_labels_of_a_webdataset_come_from_cls_and_json(tmp_path: Path) -> None:
         "a.tar!k/1.seg.png": "sea horse",
         "a.tar!k/2.webp": "k",
     }
+    (shard,) = corpus.shards
+    assert set(corpus.labels(shard, "column").values()) == {"cat", "3", "sea horse", None}
+    assert list(map(corpus.labels(shard, "folders").get, ("a.tar!0.jpg", "a.tar!k/1.seg.png"))) == [None, "k"]
 
 
 def test_archives_behind_each_other_are_all_read(tmp_path: Path) -> None:
@@ -81,26 +84,31 @@ def test_archives_behind_each_other_are_all_read(tmp_path: Path) -> None:
 
 
 def test_a_name_in_two_archives_behind_each_other_is_refused(tmp_path: Path) -> None:
-    """Shards that all begin at 0000.jpg: one of two images would be lost."""
-    whole = b""
-    for image in (b"a", b"b"):
-        write_tar(tmp_path / "part.tar", {"0000.jpg": image})
-        whole += (tmp_path / "part.tar").read_bytes()
-    (tmp_path / "all.tar").write_bytes(whole)
-    with pytest.raises(ConfigError, match=r"all\.tar' is made of archives of which two hold '0000\.jpg'; leave them"):
-        listed(tmp_path, tmp_path / "all.tar")
+    """Shards that all begin at 0000.jpg: one of two images, or labels, would be lost."""
+    for parts in ([{"0000.jpg": b"a"}, {"0000.jpg": b"b"}], [{"1.jpg": b"", "0000.cls": b"0"}, {"0000.cls": b"1"}]):
+        whole = b""
+        for part in parts:
+            write_tar(tmp_path / "part.tar", part)
+            whole += (tmp_path / "part.tar").read_bytes()
+        (tmp_path / "all.tar").write_bytes(whole)
+        with pytest.raises(
+            ConfigError, match=r"all\.tar' is made of archives of which two hold '0000\.\w+'; leave them"
+        ):
+            listed(tmp_path, tmp_path / "all.tar")
 
 
 def test_a_member_that_is_replaced_is_counted(tmp_path: Path) -> None:
     """`tar --update` puts a changed file behind the others."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for data in (b"old", b"new!"):
-            info = tarfile.TarInfo("0.jpg")
+        members = (("0.jpg", b"old"), ("0.json", b'{"label": 1}'), ("0.jpg", b"new!"), ("0.json", b'{"label": 2}'))
+        for name, data in members:
+            info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     corpus = listed(tmp_path, tmp_path / "a.tar")
     assert read_all(corpus) == {"a.tar!0.jpg": b"new!"}
-    assert str(corpus.left_out) == "1 x member that a later one of its name replaces (a.tar!0.jpg)"
+    assert labels(corpus) == {"a.tar!0.jpg": "2"}
+    assert str(corpus.left_out) == "2 x member that a later one of its name replaces (a.tar!0.jpg)"
 
 
 SAMPLES = {

@@ -75,6 +75,7 @@ def test_several_files_are_one_and_may_repeat_each_other(tmp_path: Path) -> None
             "image_id,label,classname\n1,2,dog\n2,0,dog\n",
             "row 2 .* label '0' and the classname 'dog', .* another",
         ),
+        ("image_id,label,classname\n1,,dog\n", "row 1 .* label '' and the classname 'dog', .* another class; write"),
         ("image_id,label,members_agree\n1,1,1.0\n", "table of the job's own labels .*'members_agree'.* keep the rows"),
         ("image_id,label,labelers_agree\n1,1,1.0\n", "table of the job's own labels"),
         ("image_id\n1\n", "row 1 of .* has no 'label' among 'image_id'"),

@@ -30,21 +30,29 @@ def corpus_of(tmp_path: Path, folders: list[str]) -> Corpus:
         ["labels", "test", "train"],
         ["eval", "train"],
         ["holdout", "train"],
+        ["seg_pred", "seg_test", "seg_train"],
+        ["cats_test", "cats_train"],
+        ["test_small", "train_small"],
+        ["testA", "testB", "trainA", "trainB"],
+        ["01_train", "02_val", "03_test"],
     ],
 )
 def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
     corpus = corpus_of(tmp_path, folders)
-    with pytest.raises(ConfigError, match=r"names of parts .* Let corpus\.uri lead to one .*/in/[tT]\w+\)"):
+    with pytest.raises(ConfigError, match=r"names of parts .* Let corpus\.uri lead to one .*/in/\w*[tT]\w+\)"):
         folder_names(corpus)
 
 
-@pytest.mark.parametrize("folders", [["fold1", "fold2"], ["part_1", "part_2"], ["batch-0", "batch-1"]])
+@pytest.mark.parametrize(
+    "folders", [["fold1", "fold2"], ["part_1", "part_2"], ["batch-0", "batch-1"], ["images_001", "images_002"]]
+)
 def test_numbered_parts_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
     with pytest.raises(ConfigError, match=f"names of parts .* lead to one .*/in/{folders[0]}"):
         folder_names(corpus_of(tmp_path, folders))
 
 
 NUMBERS = [["0", "1"], ["001", "002", "010"], ["-1", "0"], ["0.0", "1.0"], ["class_0", "class_1"]]
+NUMBERS += [["c0", "c1", "c2"], ["category_1", "category_2"], ["0_", "1_"], ["100APPLE", "101APPLE"]]
 
 
 @pytest.mark.parametrize("folders", [*NUMBERS, ["n01440764", "n01443537"]])
@@ -54,7 +62,15 @@ def test_numbers_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "folders", [["bus", "train"], ["2", "two"], ["fold", "part"], ["a_1", "b_2"], ["drawing", "photo", "picture"]]
+    "folders",
+    [
+        ["bus", "train"],
+        ["2", "two"],
+        ["fold", "part"],
+        ["a_1", "b_2"],
+        ["A320", "A330"],
+        ["drawing", "photo", "picture"],
+    ],
 )
 def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:
     assert folder_names(corpus_of(tmp_path, folders)) == tuple(f.replace("_", " ") for f in folders)
@@ -66,7 +82,12 @@ def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:
         (["001.Laysan_Albatross", "012.Cardinal"], ("Laysan Albatross", "Cardinal")),
         (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ("Chihuahua", "Japanese spaniel")),
         (["1_cat", "2_dog", "3_a owl"], ("cat", "dog", "a owl")),
-        (["7_cat", "9_dog"], ("7 cat", "9 dog")),  # neither counted nor filled up: who knows
+        (["1_cat", "2_dog", "4_bird"], ("cat", "dog", "bird")),  # a folder is empty or gone
+        (["10_cat", "20_dog"], ("cat", "dog")),
+        (["00_cat", "01_dog", "background"], ("cat", "dog", "background")),
+        (["(1) cat", "(2) dog"], ("cat", "dog")),
+        (["7-cat", "9-dog"], ("7-cat", "9-dog")),  # neither counted nor filled up: who knows
+        (["2 seasons", "7 dwarfs"], ("2 seasons", "7 dwarfs")),
         (["01_cat", "01_dog"], ("01 cat", "01 dog")),
         (["1 star", "2 star"], ("1 star", "2 star")),
         (["2d", "3d"], ("2d", "3d")),
@@ -106,6 +127,8 @@ def test_numbers_from_1_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert check_labels(corpus, "folders", "corpus", ("1", "2", "3")) == {}  # names, not numbers
     assert check_labels(corpus, "folders", "corpus", ("a", "b", "c", "d")) == {}
     assert check_labels(corpus, "folders", "corpus", ("a", "b")) == {"2": 2, "3": 2}
+    with pytest.raises(ConfigError, match=r"up to 3 without 0"):  # -1 is none, as many tables have it
+        check_labels(corpus_of(tmp_path / "none", ["-1", "1", "2", "3"]), "folders", "corpus", ("cat", "dog", "owl"))
     assert "labels are numbers from 1 to 3, taken as counted from 0: 1 is 'b'" in caplog.text
 
 

@@ -35,6 +35,9 @@ MARKED_LINES = {
     "table": ["0,cat", "1,dog"],
     "numbered": ["001.cat", "002.dog"],
     "wordnet": ["n01440764 tench", "n01443537 goldfish"],
+    "stars": ["* cat", "* dog"],
+    "indented": ["[", '  "cat",', '  "dog"', "]"],
+    "columns": ["id,name", "0,cat", "1,dog"],
     "turned": ["cat: 0", "sea lion: 1"],
     "commas": ["cat,", "dog"],
     "notes": ["# animals", "cat", "dog"],
@@ -68,7 +71,7 @@ def test_the_log_shows_class_names_files_left_out_and_labels_that_are_no_class(
 def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
     (photos.parent / "names.txt").write_text("dog\nbeer_bottle\n")
     some = (["1 dollar", "5 dollars"], ["'n roll", "rock"], ["- cat", "dog"], ["1 star", "2 stars", "3 stars"])
-    for lines in (*some, ["Boeing 747", "A 380"]):
+    for lines in (*some, ["Boeing 747", "A 380"], ["]", "[", "{"], ["cat, tabby", "1 owl", "7 dogs"]):
         (photos.parent / "odd.txt").write_text("\n".join(lines))
         assert prepare(config(photos, classnames=str(photos.parent / "odd.txt"))).classnames == tuple(lines)
     assert prepare(config(photos)).classnames == ("beer bottle", "cat", "dog")
@@ -126,7 +129,10 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
         *(
             ({"classnames": f"{name}.txt"}, f"Every line of classnames '{name}.txt' {words}, .* one name a line, and")
             for name, words in {
-                "yaml": "begins with a dash",
+                "yaml": "begins with a dash or a star",
+                "stars": "begins with a dash or a star",
+                "indented": "stands in brackets",
+                "columns": "begins with its number",
                 "json": "stands in quotes",
                 "table": "begins with its number",
                 "numbered": "begins with its number",

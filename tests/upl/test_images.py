@@ -85,6 +85,30 @@ def test_crops_of_every_mode_and_shape_equal_open_clips(mode: str) -> None:
     assert compared > len(SIZES) * len(GEOMETRIES) // 2
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0.1, 0.9], "mode F, values from 0.1 to 0.9"),
+        ([0.0, 1.03], "mode F, values from 0 to 1.03"),  # after resampling
+        ([-0.02, 200.0], "mode F, values from -0.02 to 200"),
+        ([np.nan, 60.0], "mode F, values from nan to nan"),  # the border of a map
+        ([7.0, np.inf], "mode F, values from 7 to inf"),
+        ([-2000, 200], "mode I, values from -2000 to 200"),  # CT
+        ([0, 256], "mode I, values from 0 to 256"),
+        ([0, 255], ""),
+        ([0.0, 255.0], ""),
+    ],
+)
+def test_images_whose_values_do_not_fit_into_bytes_are_rejected(values: list[float], words: str) -> None:
+    dtype = np.float32 if isinstance(values[1], float) else np.int32
+    image = Image.fromarray(np.resize(np.array(values, dtype), (40, 40)))
+    if words:
+        with pytest.raises(Rejected, match=f"not 8 bits a channel: {words}$"):
+            center_crop(image, GEOMETRIES[0])
+    else:
+        np.testing.assert_array_equal(center_crop(image, GEOMETRIES[0]), open_clips_crop(image, GEOMETRIES[0]))
+
+
 @pytest.mark.parametrize(("long", "fine"), [(600, True), (601, False), (2000, False)])
 def test_whether_a_strip_is_rejected_does_not_depend_on_the_geometry(long: int, fine: bool) -> None:
     """2000 x 2 pixels were accepted by a backbone of 224 pixels, and rejected for it beside one of 448."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from upl_ray.errors import ConfigError, quoted
 
 # A class' number or WordNet's, and its name: `001.Laysan_Albatross`, `n02085620-Chihuahua`, `3: cat`.
-NUMBERED = re.compile(r"\s*(n\d{8}|\d+)\s*[-._,;:)\s]\s*(\S*[^\W\d_].*)")
+NUMBERED = re.compile(r"\s*[\[(]?(n\d{8}|\d+)\s*([-._,;:)\]\s])\s*(\S*[^\W\d_].*)")
 
 
 def clean_classname(name: str) -> str:
@@ -27,7 +27,7 @@ def behind_numbers(names: Sequence[str]) -> list[str] | None:
     Numbers count from 0 or 1, are filled up with zeros, or are WordNet's: `2 stars` and `7 stars` are names.
     """
     found = [m for m in map(NUMBERED.fullmatch, names) if m]
-    numbers, behind = [m[1] for m in found], [m[2] for m in found]
+    numbers, behind = [m[1] for m in found], [m[3] for m in found]
     if not names or len(found) < len(names) or len(set(behind)) < len(names) or len(set(numbers)) < len(names):
         return None
     if any(number.startswith("n") for number in numbers):
@@ -35,6 +35,21 @@ def behind_numbers(names: Sequence[str]) -> list[str] | None:
     filled = any(n.startswith("0") for n in numbers) and len(set(map(len, numbers))) == 1 < len(numbers[0])
     counted = sorted(map(int, numbers)) in [list(range(first, first + len(names))) for first in (0, 1)]
     return behind if filled or counted else None
+
+
+def without_numbers(folders: Sequence[str]) -> list[str]:
+    """Names of class folders without the numbers that only order them.
+
+    Folders of a subset have gaps (`1_cat`, `4_dog`), and some have no number (`00_cat`, `01_dog`, `background`).
+    """
+    found = {name: m for name in folders if (m := NUMBERED.fullmatch(name))}
+    numbers, marks, behind = ([m[i] for m in found.values()] for i in (1, 2, 3))
+    ordered = len(set(numbers)) == len(set(behind)) == len(found) and not any(n.startswith("n") for n in numbers)
+    names = behind if ordered and not {"-", " "} & set(marks) else behind_numbers(list(found))
+    if names is None or 2 * len(found) <= len(folders):
+        return list(folders)
+    turned = dict(zip(found, names, strict=True))
+    return [turned.get(name, name) for name in folders]
 
 
 def _is_unseen(character: str) -> bool:

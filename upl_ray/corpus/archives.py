@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from upl_ray.corpus.find import sub_folder
 from upl_ray.corpus.listing import SYSTEM, LeftOut, count_suffixes, is_hidden, is_of_system
 from upl_ray.errors import LONGEST_VALUE, ConfigError, first_line, quoted
 from upl_ray.storage import schema
@@ -74,9 +73,9 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
     """The images of a tar archive, from its headers; also of several that were written one behind the other.
 
     Members belong together by WebDataset's rule: their names up to the first dot are equal, the key. A key has one
-    image, and its label comes from `.cls`, or else from `label` in `.json`, or else from the first folder. Where names
-    hold further dots (`cam.00.jpg`, `cam.00.cls`, `cam.01.jpg`), names up to the last dot are keys, unless the same
-    words follow several keys (`0.left.jpg`, `0.right.jpg`, `1.left.jpg`, ...).
+    image, and its label comes from `.cls`, or else from `label` in `.json`. Where names hold further dots
+    (`cam.00.jpg`, `cam.00.cls`, `cam.01.jpg`), names up to the last dot are keys, unless the same words follow several
+    keys (`0.left.jpg`, `0.right.jpg`, `1.left.jpg`, ...).
 
     Args:
         fs: file system of the archive.
@@ -89,7 +88,8 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
     """
     left_out = LeftOut()
     images: dict[str, tuple[int, int]] = {}  # name -> offset, size
-    labels: dict[str, str] = {}  # name without its last suffix -> label
+    labels: dict[str, dict[str, str]] = {"json": {}, "cls": {}}  # name without its suffix -> label
+    begins: dict[str, int] = {}  # name of an image or a label -> where its archive begins
     try:
         with fs.open_input_file(path) as file, io.BufferedReader(file, BUFFER) as buffered:
             for member, tar, start in _members(buffered, file.size()):
@@ -98,37 +98,36 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                 link = member.islnk() or member.issym()
                 if not (member.isfile() or link) or is_hidden(name):
                     continue
-                kind = name.lower().rpartition(".")[2]
-                if is_of_system(name):
-                    left_out.add(SYSTEM, name)
-                elif name.lower().endswith(EXTENSIONS):
-                    if name in images and images[name][0] < start:
-                        raise ConfigError(
-                            f"{path!r} is made of archives of which two hold {quoted(name)}; leave them apart, or give "
-                            f"their members different names."
-                        )
-                    if name in images:  # as `tar --update` writes it
-                        left_out.add(REPLACED, name)
+                stem, _, kind = name.rpartition(".")
+                is_image = name.lower().endswith(EXTENSIONS)
+                if is_of_system(name) or not (is_image or kind.lower() in labels):
+                    left_out.add(SYSTEM, name) if is_of_system(name) else count_suffixes([name], left_out)
+                    continue
+                if begins.get(name, start) < start:
+                    raise ConfigError(
+                        f"{path!r} is made of archives of which two hold {quoted(name)}; leave them apart, or give "
+                        f"their members different names."
+                    )
+                if name in begins:  # as `tar --update` writes it
+                    left_out.add(REPLACED, name)
+                begins[name] = start
+                if is_image:
                     images[name] = member.offset_data, LINK if link else SPARSE if member.issparse() else member.size
-                elif kind not in ("cls", "json"):
-                    count_suffixes([name], left_out)
                 elif member.size < BUFFER and not (link or member.issparse()):
                     content = tar.extractfile(member)
                     assert content is not None
-                    stem, label = name.rpartition(".")[0], _label(content.read(), name, left_out)
-                    if label is not None and (kind == "cls" or stem not in labels):
-                        labels[stem] = label
+                    label = _label(content.read(), name, left_out)
+                    if label is not None:
+                        labels[kind.lower()][stem] = label
     except ConfigError:
         raise
     except TAR_ERRORS as error:
         reason = first_line(error)
         raise ConfigError(f"{path!r} is no tar archive, or damaged ({reason}); repair or remove it.") from None
-    given = _labels_of_images(path, list(images), labels, suffix)
+    given = _labels_of_images(path, list(images), labels["json"] | labels["cls"], suffix)
     for name in images.keys() - given.keys():
         left_out.add(f".{_key(name)[1]}", name)
-    rows: list[Row] = [
-        (n, sub_folder(n) if given[n] is None else given[n], *place) for n, place in images.items() if n in given
-    ]
+    rows: list[Row] = [(name, given[name], *place) for name, place in images.items() if name in given]
     return Index(rows, [len(rows)], left_out)  # may be cut anywhere
 
 

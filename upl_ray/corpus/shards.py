@@ -109,10 +109,19 @@ class Corpus:
         """Rows of `schema.LISTING` in their fixed order, those of removed images included."""
         return read_listing(self.step.store, shard.listing, columns)
 
-    def labels(self, shard: Shard) -> dict[str, str | None]:
-        """Image id -> label that the source gives (see `corpus.labels` for true classes)."""
+    def labels(self, shard: Shard, rule: str = "none") -> dict[str, str | None]:
+        """Image id -> label that the source gives by a rule (see `corpus.labels`, and `true_labels_of` for classes).
+
+        Only images in tar archives have labels by both: their own, or else those of folders, by the rule `none`.
+        """
         table = self.listing(shard, ["image_id", "label"])
-        return dict(zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+        ids, labels = table["image_id"].to_pylist(), table["label"].to_pylist()
+        if shard.archive and not shard.in_row_groups and rule != "column":
+            folders = [sub_folder(i.partition(f"{shard.archive}!")[2]) for i in ids]
+            labels = (
+                folders if rule == "folders" else [f if x is None else x for x, f in zip(labels, folders, strict=True)]
+            )
+        return dict(zip(ids, labels, strict=True))
 
     def note_missing(self, shard: Shard, images: Set[str]) -> None:
         """Remember images of a shard of single files that were missing when they were read.

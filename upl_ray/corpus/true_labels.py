@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from upl_ray.config.classnames import behind_numbers, check_classnames, clean_classname
+from upl_ray.config.classnames import check_classnames, clean_classname, without_numbers
 from upl_ray.corpus.archives import LABEL_COLUMNS
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError, quoted
@@ -19,24 +19,26 @@ from upl_ray.upl.metrics import UNLABELED, Labels, class_numbers, true_labels
 log = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"([0-9]+)(\.0)?")  # of a class, as tables hold it
-SPLITS = re.compile(  # lower case
-    r"(train|training|trainval|val|valid|validation|dev|eval|evaluation|holdout|test|testing|unlabell?ed)"
-    r"([-_ ]?(\d+|images?|imgs?|set|data))*|(fold|split|part|batch)[-_ ]?\d+"
-)
-PARTS = re.compile(rf"({SPLITS.pattern})|images?|imgs?|photos?|pictures?|data|annotations?|labels?")
+# Words of folders' names, in small letters. Of numbered parts with a number only: `fold_1`.
+SPLITS = re.compile(r"train(ing|val)?|val|valid(ation)?|dev|eval(uation)?|holdout|test(ing)?|unlabell?ed")
+NUMBERED_SPLITS = re.compile(r"fold|split|part|batch")
+DATA = re.compile(r"data|(image|img|photo|picture|annotation|label|set)s?")
 SOURCES = {  # what to do where a rule finds no label
     "folders": "let the address lead to the folder above those of the classes",
     "column": f"call their column {' or '.join(LABEL_COLUMNS)}, in small letters and with text or numbers in it",
 }
-# Class numbers, as they are or behind a word, and WordNet's, as ImageNet's folders have them.
-NUMBERED = re.compile(r"-?\d+(\.\d+)?|n\d+|(class|cls|label|id)[-_ ]?\d+", re.IGNORECASE)
+# Class numbers, as they are or behind a word, WordNet's, as ImageNet's folders have them, and those of cameras.
+NUMBERED = re.compile(
+    r"[\W_]*\d+(\.\d+)?[\W_]*|n\d+|(class|category|cls|label|id)[-_ ]?\d+|(?-i:1\d\d[A-Z_]{5})", re.IGNORECASE
+)
+LETTERED = re.compile(r"([a-z])0*(\d+)", re.IGNORECASE)  # c0, c1, c2
 
 
 def true_labels_of(corpus: Corpus, shard: Shard, ids: list[str], rule: str, classnames: tuple[str, ...]) -> Labels:
     """True classes [N] of images of a shard; UNLABELED where there are none, and everywhere by the rule `none`."""
     if rule == "none":
         return np.full(len(ids), UNLABELED)
-    given = corpus.labels(shard)
+    given = corpus.labels(shard, rule)
     return true_labels([given[i] for i in ids], classnames)
 
 
@@ -52,7 +54,7 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
     """
     if rule == "none":
         return Counter()
-    counts = _count_labels(corpus)
+    counts = _count_labels(corpus, rule)
     labels = list(counts)
     strangers = [x for x, true in zip(labels, true_labels(labels, classnames), strict=True) if true == UNLABELED]
     places, known = class_numbers(classnames), frozenset(classnames)
@@ -65,12 +67,12 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
             f"{field}.labels of {corpus.name} are partly names, {quoted(named)}, and partly numbers, "
             f"{quoted(numbered)}, which may count otherwise than `classnames`; make them all names."
         )
-    if numbers and len(numbers) == len(labels) and numbers[0] > 0 and numbers[-1] == len(classnames):
+    if named is None and numbers and numbers[0] > 0 and numbers[-1] == len(classnames):
         raise ConfigError(
             f"{field}.labels of {corpus.name} are numbers up to {numbers[-1]} without 0, but classes are numbered from "
             f"0 to {len(classnames) - 1}; subtract 1, or give names."
         )
-    if numbers and len(numbers) == len(labels) and numbers[0] > 0:
+    if named is None and numbers and numbers[0] > 0:
         log.warning(
             "%-12s labels are numbers from %d to %d, taken as counted from 0: %d is %r",
             *(field, numbers[0], numbers[-1], numbers[0], classnames[min(numbers[0], len(classnames) - 1)]),
@@ -89,15 +91,15 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
     return Counter({x: counts[x] for x in strangers})
 
 
-def folder_names(corpus: Corpus) -> tuple[str, ...]:
-    """Class names from the labels that the source gives, such as names of sub-folders: unique, sorted, checked.
+def folder_names(corpus: Corpus, rule: str = "none") -> tuple[str, ...]:
+    """Class names from the labels that the source gives by a rule, as names of sub-folders: unique, sorted, checked.
 
     Numbers before the names, as in `001.Laysan_Albatross`, only order them.
 
     Raises:
         ConfigError: they are parts of a data set, or numbers; or see `check_classnames`.
     """
-    return class_folders(_count_labels(corpus), corpus.roots)
+    return class_folders(_count_labels(corpus, rule), corpus.roots)
 
 
 def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...]:
@@ -109,24 +111,44 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
             f"classnames is `folders`, but no image under {where} has a label, as of a sub-folder; let corpus.uri lead "
             f"to the folder above those of the classes, or list the class names."
         )
-    parts = [n for n in names if PARTS.fullmatch(n.lower())]
-    if len(parts) > 1 and (len(parts) == len(names) or sum(bool(SPLITS.fullmatch(n.lower())) for n in names) > 1):
-        one = next((n for n in parts if n.lower().startswith("train")), parts[0])
+    if _are_parts(names):
+        one = next((n for n in names if "train" in n.lower()), names[0])
         raise ConfigError(
-            f"classnames is `folders`, which gives {', '.join(map(quoted, parts[:3]))} for {where}: names of "
+            f"classnames is `folders`, which gives {shown} for {where}: names of "
             f"parts of a data set. Let corpus.uri lead to one ({roots[0]}/{one}), or list the class names."
         )
-    if names and all(NUMBERED.fullmatch(n) for n in names):
+    if _are_numbers(names):
         raise ConfigError(
             f"classnames is `folders`, which gives {shown}{', ...' if len(names) > 3 else ''} for {where}: "
             f"numbers that say nothing to a model. List the names in the order of their numbers, or in a text file."
         )
-    return check_classnames(behind_numbers(names) or names)
+    return check_classnames(without_numbers(names))
 
 
-def _count_labels(corpus: Corpus) -> Counter[str]:
+def _are_parts(names: list[str]) -> bool:
+    """Names of parts of a data set: two are parts of the same, `seg_train` and `seg_test`, or none says more."""
+    parts: Counter[tuple[str, ...]] = Counter()  # of what: the words that are left
+    bare = 0
+    for name in names:
+        words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+        numbered = any(map(str.isdecimal, name))
+        splits = [w for w in words if SPLITS.fullmatch(w) or (numbered and NUMBERED_SPLITS.fullmatch(w))]
+        rest = tuple(w for w in words if w not in splits and not DATA.fullmatch(w))
+        parts[rest] += bool(splits)
+        bare += bool(words) and not rest
+    return max(parts.values()) > 1 or bare == len(names) > 1
+
+
+def _are_numbers(names: list[str]) -> bool:
+    lettered = [m for m in map(LETTERED.fullmatch, names) if m]
+    counted = sorted(int(m[2]) for m in lettered) in [list(range(i, i + len(names))) for i in (0, 1)]
+    return all(map(NUMBERED.fullmatch, names)) or (counted and len({m[1] for m in lettered}) == 1 < len(names))
+
+
+def _count_labels(corpus: Corpus, rule: str) -> Counter[str]:
     """Labels that the source gives, in the order of the listings, with their numbers of images."""
     counts: Counter[str] = Counter()
-    for shard, given in zip(corpus.shards, read_ahead(corpus.shards, corpus.labels), strict=True):
-        counts.update(x for i, x in given.items() if x and i not in shard.removed)
+    given = read_ahead(corpus.shards, lambda shard: corpus.labels(shard, rule))
+    for shard, labels in zip(corpus.shards, given, strict=True):
+        counts.update(x for i, x in labels.items() if x and i not in shard.removed)
     return counts

@@ -99,7 +99,7 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
     corpus = lists(config.corpus, field="corpus")
     scored = lists(config.scored, field="scored") if config.scored.uris else None
     held_out = lists(config.validation, field="validation") if validation and config.validation.uris else None
-    classnames = classnames or folder_names(corpus)
+    classnames = classnames or folder_names(corpus, config.corpus.labels)
     listed = {"corpus": corpus, "scored": scored, "validation": held_out}
     sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
     unknown = {s.field: check_labels(s.corpus, getattr(config, s.field).labels, s.field, classnames) for s in sets}
@@ -298,7 +298,7 @@ def _read_names(field: str, given: str | tuple[str, ...], others: str) -> list[s
         raise ConfigError(f"{field} {given!r} holds {quoted(note.strip())}, which would be a name; remove the line.")
     if mark := _mark_of(lines):
         raise ConfigError(
-            f"Every line of {field} {given!r} {mark}, which a prompt would read, too: {quoted(lines[0])}; write one "
+            f"Every line of {field} {given!r} {mark}, which a prompt would read, too: {quoted(lines[-1])}; write one "
             f"name a line, and nothing else."
         )
     return lines
@@ -306,13 +306,16 @@ def _read_names(field: str, given: str | tuple[str, ...], others: str) -> list[s
 
 def _mark_of(lines: list[str]) -> str:
     """The mark of every line of a file that is no plain list of names, but YAML, JSON or a table; empty: none."""
-    if all(re.match(r"\s*-\s", line) for line in lines):
-        return "begins with a dash"
+    if lines[0].strip() in ("[", "{") and len(lines) > 1:
+        return "stands in brackets"
+    if all(re.match(r"\s*[-*+•]\s", line) for line in lines):
+        return "begins with a dash or a star"
     if all(re.fullmatch(r"""\s*(["']).*\1\s*,?\s*""", line) for line in lines):
         return "stands in quotes"
     if all(line.rstrip().endswith(",") for line in lines[:-1]) and len(lines) > 1:
         return "ends with a comma"
-    turned = [re.sub(r"\s*(.*\S)\s*[\s:,;=]\s*(\d+)\s*", r"\2 \1", line) for line in lines]
-    if turned != lines and behind_numbers(turned):
-        return "ends with its number"
-    return "begins with its number" if behind_numbers(lines) else ""
+    for names in (lines, lines[1:] if re.search(r"[,;\t]", lines[0]) else []):  # that line may name columns
+        turned = [re.sub(r"\s*(.*\S)\s*[\s:,;=]\s*(\d+)\s*", r"\2 \1", line) for line in names]
+        if len(names) > 1 and (behind_numbers(names) or (turned != names and behind_numbers(turned))):
+            return "begins with its number" if behind_numbers(names) else "ends with its number"
+    return ""

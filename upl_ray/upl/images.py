@@ -164,10 +164,11 @@ def center_crop(image: Image.Image, geometry: Geometry) -> Crop:
 
 def _check_depth(image: Image.Image) -> None:
     if image.mode in DEEP:
-        whole = image.convert("I") if image.mode.startswith("I;") else image  # PIL knows no extrema of some of these
-        (highest,) = np.ravel(whole.getextrema())[1:]
-        if highest > 255 or (image.mode == "F" and highest <= 1):
-            raise Rejected(rejection.too_deep(image.mode, float(highest)))
+        values = np.asarray(image.convert("I") if image.mode.startswith("I;") else image)
+        lowest, highest = float(values.min()), float(values.max())  # NaN if one is
+        in_bytes = lowest >= 0 and highest <= 255
+        if not in_bytes or (image.mode == "F" and highest < 2):  # up to 1, or a little more after resampling
+            raise Rejected(rejection.too_deep(image.mode, lowest, highest))
 
 
 def _resize_short_side(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:

@@ -105,7 +105,7 @@ def true_labels(labels: Iterable[str | None], classnames: tuple[str, ...]) -> La
     def find(label: str) -> int:
         found = index.get(clean_classname(label))
         if found is None and (numbered := NUMBERED.fullmatch(label)):
-            found = index.get(clean_classname(numbered[2]))
+            found = index.get(clean_classname(numbered[3]))
         return UNLABELED if found is None else found
 
     return np.array([find(x or "") for x in labels], np.int64)

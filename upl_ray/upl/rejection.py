@@ -47,9 +47,9 @@ def too_many_scans() -> str:
     return f"more than {MAX_SCANS} scans"
 
 
-def too_deep(mode: str, highest: float) -> str:
-    """An image of whose range RGB would show one end alone: white, or black."""
-    return f"not 8 bits a channel: mode {mode}, values up to {highest:g}"
+def too_deep(mode: str, lowest: float, highest: float) -> str:
+    """An image of whose range RGB would show one end alone, white or black; NaN if one value is."""
+    return f"not 8 bits a channel: mode {mode}, values from {lowest:g} to {highest:g}"
 
 
 def too_long(width: int, height: int) -> str:
