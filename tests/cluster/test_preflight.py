@@ -26,6 +26,7 @@ from upl_ray.corpus.shards import Corpus, list_corpus
 from upl_ray.errors import ConfigError
 from upl_ray.storage.step import versions
 from upl_ray.storage.store import Store
+from upl_ray.upl.backbones import vocabulary_sha256
 from upl_ray.upl.clip_spec import ClipSpec
 
 CLUSTER_YAML = Path(__file__).parents[2] / "cluster.yaml"
@@ -47,22 +48,23 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ClipSpec:
 
 
 def test_fit_nodes_pass_and_leave_nothing_behind(cluster: None, store: Store, corpus: Corpus, spec: ClipSpec) -> None:
-    preflight.preflight(store, [corpus], [spec], Compute())
+    own = replace(spec, vocabulary_sha256=vocabulary_sha256(spec.source))
+    preflight.preflight(store, [corpus], [spec, own], Compute())
     assert store.names("preflight") == []
 
 
 def test_all_problems_of_a_node_are_reported_at_once(
     cluster: None, store: Store, corpus: Corpus, spec: ClipSpec, tmp_path: Path
 ) -> None:
-    other = replace(spec, weights_sha256="0" * 64)
+    other = replace(spec, weights_sha256="0" * 64, vocabulary_sha256="0" * 64)
     gone = replace(corpus, shards=tuple(replace(s, root=str(tmp_path / "nowhere")) for s in corpus.shards))
     with pytest.raises(ConfigError) as refused:
         preflight.preflight(store, [gone], [other], Compute(), classifier=str(tmp_path / "no-classifier"))
     lines = str(refused.value).splitlines()
     assert all(line.startswith("Node ") for line in lines)
-    expected = ("cannot read the images", "weights of m differ", "cannot read the classifier")
+    expected = ("cannot read the images", "weights of m differ", "vocabulary of m differ", "cannot read the classifier")
     assert [word for word in expected if not any(word in line for line in lines)] == []
-    assert len(lines) == 3
+    assert len(lines) == 4
 
 
 def test_images_that_are_gone_are_no_sample(

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from upl_ray.config.settings import UPL_STAR, Config, Predict, Section, Train, describe_validation_error
+from upl_ray.config.settings import UPL_STAR, Backbone, Config, Predict, Section, Train, describe_validation_error
 from upl_ray.errors import ConfigError
 
 GOOD: dict[type[Section], dict[str, Any]] = {
@@ -163,6 +163,12 @@ def test_unknown_fields_are_refused_in_every_section(model: type[Section]) -> No
         ({"target": "ViT-L-14-openai"}, ["target 'ViT-L-14-openai' is none of", "RN50-openai"]),
         ({"backbones": []}, ["backbones is empty", "at least one"]),
         ({"backbones": ""}, ["backbones: '' is no model; write for example RN50/openai"]),
+        (
+            {"backbones": ["local-dir:/models/クリップ"]},
+            ["'local-dir:/models/クリップ' holds nothing", "give it a `name`"],
+        ),
+        ({"template": "\ufeffa photo of a {}."}, ["template: it holds a character that cannot be seen; type it again"]),
+        ({"train": {"seed": 2**63}}, ["train.seed: it should be a number of 64 bits; it is 9223372036854775808."]),
         ({"backbones": ["RN50/openai", "RN50/openai"]}, ["two backbones have the name 'RN50-openai'"]),
         (
             {"backbones": [{"model": "local-dir:/clip", "pretrained": "/clip/tuned.pt"}]},
@@ -192,6 +198,11 @@ def test_the_nightly_job_needs_a_classifier_and_images_without_labels() -> None:
 def test_a_section_made_in_python_raises_the_same_sentence() -> None:
     with pytest.raises(ConfigError, match=r"^epochs: it should be greater than or equal to 1; it is 0\.$"):
         Train(epochs=0)
+
+
+def test_a_slash_behind_a_folder_is_no_part_of_the_name() -> None:
+    names = [Backbone(model=model).label for model in ("local-dir:/models/clip/", "hf-hub:org/repo/", "demo:rn")]
+    assert names == ["clip", "repo", "rn"]
 
 
 def test_the_defaults_are_the_papers() -> None:

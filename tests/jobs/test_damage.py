@@ -155,6 +155,47 @@ def test_deleting_what_the_errors_name_ends_as_if_nothing_had_happened(
     assert np.array_equal(contexts(summary["classifier"]), contexts(short_run["classifier"]))
 
 
+def test_what_is_gone_from_a_finished_run_is_made_again(
+    cluster: None, finished: Path, short_world: Path, short_run: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    from upl_ray.pipeline.main import run
+
+    gone = ("classifier-*/classifier.safetensors", "predictions-*/parts/*", "features-*/parts/*", "scores-*/*.parquet")
+    for kind in gone:
+        sorted(finished.glob(kind))[0].unlink()
+    for kind in ("text-*/text_features.safetensors", "pseudo_labels-*/parts/*"):
+        for path in finished.glob(kind):
+            path.unlink()
+    cut(finished / "report/index.html")
+    with pytest.raises(
+        ConfigError, match=r"There is no classifier at .*classifier\.safetensors .* is gone; its job makes"
+    ):
+        find_classifier(str(finished))
+    summary = run(job_config(short_world, finished, **SHORT))
+    assert (summary["status"], summary["scores"]) == ("done", short_run["scores"])
+    lost = {r.args[1].split("-")[0] for r in caplog.records if "gone from storage" in r.message}  # type: ignore[index,union-attr]
+    assert lost == {"classifier", "predictions", "features", "scores", "text", "pseudo_labels"}
+    assert run(job_config(short_world, finished, **SHORT))["status"] == "already done"
+    assert list(read_everything(finished)) == []
+    assert (finished / "report/index.html").read_text().rstrip().endswith("</html>")
+    for step in ("pseudo_labels", "predictions", "features"):
+        (ours,), (theirs,) = folders(finished, step), folders(short_run["storage"], step)
+        assert committed_rows(finished, ours).equals(committed_rows(short_run["storage"], theirs))
+    assert np.array_equal(contexts(summary["classifier"]), contexts(short_run["classifier"]))
+
+
+def test_a_shard_without_any_image_is_not_lost(tmp_path: Path) -> None:
+    step = Step(Store(str(tmp_path)), "step", "0" * 12)
+    step.commit("empty", parts=[], rejected={"a.jpg": "no image"})
+    step.commit("whole", parts=[step.write_part("whole", pa.table({"a": [1]}))])
+    step.commit("half", parts=[step.write_part("half", pa.table({"a": [i]})) for i in range(2)])
+    assert step.forget_lost() == []
+    for part in step.read_commit("half")["parts"]:
+        (tmp_path / step.folder / part).unlink()
+    assert len(step.forget_lost()) == 2
+    assert step.committed() == {"empty", "whole"}
+
+
 def test_a_classifier_may_leave_its_storage(finished: Path) -> None:
     classifier = finished / folders(finished, "classifier")[0]
     (finished / "alone").mkdir()
@@ -171,6 +212,8 @@ def test_a_damaged_summary_or_report_stops_nothing(finished: Path) -> None:
     store, again = Store(str(finished)), write_report(Store(str(finished)))
     shutil.copy(finished / "run.json", finished / "whole.json")
     cut(finished / "report/manifest.json")
+    assert write_report(store) == again
+    (finished / "report/manifest.json").write_text("{}")
     assert write_report(store) == again
     cut(finished / "run.json")
     assert earlier_seconds(store) == {}

@@ -267,16 +267,21 @@ def test_nothing_of_a_zoo_in_a_folder_is_lost(tmp_path: Path) -> None:
             assert bool(seen[name]) is not beast.usable, name
 
 
+GEOMETRY = Geometry(32, 32)
+
+
 def test_a_corpus_of_which_nothing_can_be_read_is_refused_before_work(pictures: Path, tmp_path: Path) -> None:
     missing = [f"no/{i}.jpg" for i in range(100)]
     manifest = tmp_path / "list.txt"
     roots = (str(pictures),)
 
-    def check(names: list[str], limit: float = 0.01, size: int = 3, known: int = 0) -> None:
+    def check(
+        names: list[str], limit: float = 0.01, size: int = 3, known: int = 0, geometry: Geometry = GEOMETRY
+    ) -> None:
         manifest.write_text("\n".join(names))
         storage = Store(f"{tmp_path}/{len(list(tmp_path.iterdir()))}")
         corpus = list_corpus(storage, Source(uri=str(manifest), roots=roots), size)
-        check_some_images([corpus], {s.id for s in corpus.shards[known:]}, limit)
+        check_some_images([corpus], {s.id for s in corpus.shards[known:]}, limit, geometry)
 
     for size in (3, 40, 1000):
         with pytest.raises(ConfigError, match=r"No image of .*list\.txt .* 3\d .*'no/0\.jpg': missing file\. Correct"):
@@ -285,6 +290,11 @@ def test_a_corpus_of_which_nothing_can_be_read_is_refused_before_work(pictures: 
         check([f"{pictures}/broken.jpg"])
     check([f"{pictures}/broken.jpg"], limit=1)
     check([*missing, f"{pictures}/00.png"], size=1000)
+    Image.fromarray(np.full((40, 40), 9999, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ConfigError, match=r"deep\.png': not 8 bits a channel"):
+        check(["deep.png"])
+    with pytest.raises(ConfigError, match=r"00\.png': more than 5 pixels"):
+        check([f"{pictures}/00.png"], geometry=replace(GEOMETRY, max_pixels=5))
     good = [f"{pictures}/{i:02d}.{'jpg' if i % 2 else 'png'}" for i in range(21)]
     check([*good, "no.jpg"], limit=0.05, size=21, known=1)  # the new shard may be bad as a whole
     with pytest.raises(ConfigError, match="of 1 that were tried"):
@@ -299,13 +309,13 @@ def test_a_parquet_file_is_tried_beyond_its_first_row(
     pq.write_table(pa.table({"jpg": pa.array([first, None, *good], pa.binary())}), tmp_path / "a.parquet")
     corpus = list_corpus(Store(str(tmp_path / "run")), Source(uri=str(tmp_path / "a.parquet")), 10)
     with pytest.raises(ConfigError, match=r"'a\.parquet!0': empty file") if refused else nullcontext():
-        check_some_images([corpus], {s.id for s in corpus.shards}, 0.01)
+        check_some_images([corpus], {s.id for s in corpus.shards}, 0.01, GEOMETRY)
 
 
 def test_failed_downloads_alone_refuse_nothing(tmp_path: Path) -> None:
     pq.write_table(pa.table({"jpg": pa.array([None] * 40 + [b"x"], pa.binary())}), tmp_path / "a.parquet")
     corpus = list_corpus(Store(str(tmp_path / "run")), Source(uri=str(tmp_path / "a.parquet")), 50)
-    check_some_images([corpus], {s.id for s in corpus.shards}, 0.01)
+    check_some_images([corpus], {s.id for s in corpus.shards}, 0.01, GEOMETRY)
 
 
 @pytest.mark.parametrize(("limit", "refused"), [(0.32, True), (0.34, False)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ from models import MakeModel
 from PIL import Image
 from tokenizer_families import TOKENIZERS
 
+from upl_ray import demo
 from upl_ray.config.settings import Config
 from upl_ray.errors import ConfigError
 from upl_ray.pipeline import inputs
+from upl_ray.pipeline.features import feature_step
 from upl_ray.pipeline.inputs import prepare
+from upl_ray.pipeline.text import text_step
+from upl_ray.storage.step import Step
 from upl_ray.upl.classifier import classifier_spec
 from upl_ray.upl.ensemble import ensemble_bytes, load_ensemble
 
@@ -40,6 +46,7 @@ MARKED_LINES = {
     "columns": ["id,name", "0,cat", "1,dog"],
     "turned": ["cat: 0", "sea lion: 1"],
     "commas": ["cat,", "dog"],
+    "commas-alone": ["tree, house"],
     "notes": ["# animals", "cat", "dog"],
 }
 
@@ -71,7 +78,13 @@ def test_the_log_shows_class_names_files_left_out_and_labels_that_are_no_class(
 def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
     (photos.parent / "names.txt").write_text("dog\nbeer_bottle\n")
     some = (["1 dollar", "5 dollars"], ["'n roll", "rock"], ["- cat", "dog"], ["1 star", "2 stars", "3 stars"])
-    for lines in (*some, ["Boeing 747", "A 380"], ["]", "[", "{"], ["cat, tabby", "1 owl", "7 dogs"]):
+    for lines in (
+        *some,
+        ["Boeing 747", "A 380"],
+        ["]", "[", "{"],
+        ["क\u200dष", "❤\ufe0f"],
+        ["cat, tabby", "1 owl", "7 dogs"],
+    ):
         (photos.parent / "odd.txt").write_text("\n".join(lines))
         assert prepare(config(photos, classnames=str(photos.parent / "odd.txt"))).classnames == tuple(lines)
     assert prepare(config(photos)).classnames == ("beer bottle", "cat", "dog")
@@ -167,6 +180,15 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
             for names in (("Turkey", "turkey"), ("a & b", "a &amp; b"))
         ),
         ({"classnames": ["cat", "caf\u00e9", "cafe\u0301"]}, "class name 'caf\u00e9' stands more than once"),
+        *(
+            ({"classnames": ["dog", f"cat{mark}"]}, "holds a character that cannot be seen")
+            for mark in "\u00ad\u034f\u200c\u200e\u202a\u2066\ufe0f\ufeff"
+        ),
+        (
+            {"label": {"negatives": ["owl", "fox\u200e"]}},
+            r"label\.negatives: 'fox\\u200e' holds a character that cannot",
+        ),
+        ({"label": {"negatives": "commas-alone.txt"}}, "'commas-alone.txt' parts names by commas, .*: 'tree, house'"),
         ({"classnames": ["cat", "do\u200bg"]}, r"class name 'do\\u200bg' holds a character that cannot be seen"),
         (
             {"compute": {"workers_per_trial": 11}},
@@ -223,6 +245,24 @@ def test_a_tokenizer_of_a_larger_vocabulary_than_the_models_is_refused(photos: P
         prepare(config(photos, **small))
     make_model("full", text={"vocab_size": 49408})
     assert prepare(config(photos, **{**small, "backbones": [f"local-dir:{folder.parent}/full"]})).target.name == "full"
+
+
+def test_another_vocabulary_in_the_same_folder_makes_other_class_features_and_the_same_image_features(
+    photos: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(Path(demo.__file__).parent / "backbones/vit_b", tmp_path / "own")
+
+    def steps() -> tuple[Step, Step]:
+        found = prepare(config(photos, backbones=[f"local-dir:{folder}"], train={"n_ctx": 4}))
+        return text_step(found.store, found.target, ["a cat"]), feature_step(found.store, found.target)
+
+    before = steps()
+    file = folder / "bpe.txt.gz"
+    version, *merges = gzip.decompress(file.read_bytes()).decode().splitlines()
+    file.write_bytes(gzip.compress("\n".join([version, *reversed(merges)]).encode()))
+    text, features = steps()
+    assert text.fingerprint != before[0].fingerprint
+    assert features == before[1]
 
 
 def test_some_labels_that_are_no_class_are_only_not_scored(photos: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -145,6 +146,12 @@ def finish_tasks(step: str, tasks: list[Any], unit: str, compute: Compute, needs
     progress.finish()
 
 
+def _needs_trace(_: logging.LogRecord) -> bool:
+    """False for Ray's pages about an error that the job ends with in one sentence."""
+    error = sys.exc_info()[1]
+    return not (isinstance(error, ray.exceptions.RayError) and job_error_in(error))
+
+
 def configure_data(compute: Compute, in_order: bool = False) -> None:
     """Set Ray Data to fail instead of waiting without limit, to survive lost actors, and to leave the log to us.
 
@@ -161,3 +168,4 @@ def configure_data(compute: Compute, in_order: bool = False) -> None:
     detectors.detectors = [d for d in detectors.detectors if "Memory" not in d.__name__]
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that bars are off
+    logging.getLogger("ray.data.exceptions").addFilter(_needs_trace)

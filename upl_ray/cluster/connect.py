@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -104,10 +105,7 @@ class RayCluster:
                     f"RAY_TMPDIR to a shorter one, for example /tmp."
                 ) from None
             if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
-                raise ConfigError(
-                    f"Ray cannot write its temporary files ({first_line(error)}); set RAY_TMPDIR to a folder that can "
-                    f"be written, for example /tmp."
-                ) from None
+                raise _unwritable(error) from None
             raise
         except Exception as error:
             if type(error) is not Exception:  # Ray has no other for its own processes that do not come up
@@ -245,6 +243,16 @@ def _addressed(address: str, ray_train: bool) -> Iterator[dict[str, str]]:
         for name, value in before.items():
             del os.environ[name]
             os.environ |= {} if value is None else {name: value}
+
+
+def _unwritable(error: OSError) -> ConfigError:
+    """The refusal of a folder that Ray cannot write while it starts: its temporary one, or `~/.ray` for a token."""
+    place, temporary = str(error.filename or ""), os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    at_home = place.startswith(os.path.expanduser("~")) and not place.startswith(temporary)
+    return ConfigError(
+        f"Ray cannot write its {'token' if at_home else 'temporary files'} ({first_line(error)}); set "
+        f"{'HOME' if at_home else 'RAY_TMPDIR'} to a folder that can be written, for example /tmp."
+    )
 
 
 def job_error_in(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from upl_ray.errors import ConfigError, JobError
 from upl_ray.progress import duration
 from upl_ray.storage.step import versions
 from upl_ray.storage.store import Store
-from upl_ray.upl.backbones import resolve_backbone
+from upl_ray.upl.backbones import resolve_backbone, vocabulary_sha256
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.ensemble import load_ensemble
 from upl_ray.upl.rejection import MISSING
@@ -182,8 +182,9 @@ def _classifier(uri: str) -> list[str]:
 def _weights(spec: ClipSpec) -> list[str]:
     try:
         found = resolve_backbone(spec.backbone)
+        vocabulary = vocabulary_sha256(found.source) if spec.vocabulary_sha256 else ""
     except (ConfigError, OSError) as error:
         return [f"the weights of {spec.name} are not there: {error}"]
-    if found.weights_sha256 != spec.weights_sha256:
-        return [f"the weights of {spec.name} differ from the driver's; copy the same file to all nodes."]
-    return []
+    ours, theirs = (spec.weights_sha256, spec.vocabulary_sha256), (found.weights_sha256, vocabulary)
+    other = [name for name, a, b in zip(("weights", "vocabulary"), ours, theirs, strict=True) if a != b]
+    return [f"the {name} of {spec.name} differ from the driver's; copy the same file to all nodes." for name in other]

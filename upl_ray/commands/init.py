@@ -79,7 +79,8 @@ def _classes(names: list[str], root: str, rule: str) -> tuple[str, str, str]:
     except ConfigError as error:
         return "none", NAMES_FILE, f"one name a line. {error}"
     shown = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
-    return rule, "folders", f"{len(classes):,} names: {shown}"
+    present = ", as far as images have them" if rule == "column" else ""  # a column lists its names, no image is read
+    return rule, "folders", f"{len(classes):,} names{present}: {shown}"
 
 
 def configuration(uri: str, summary: str, labels: str, classnames: str, comment: str) -> str:

@@ -12,6 +12,8 @@ from upl_ray.errors import ConfigError, quoted
 # A class' number or WordNet's, and its name: `001.Laysan_Albatross`, `n02085620-Chihuahua`, `3: cat`.
 NUMBERED = re.compile(r"\s*[\[(]?(n\d{8}|\d+)\s*([-._,;:)\]\s])\s*(\S*[^\W\d_].*)")
 
+UNSEEN = re.compile(r"(?:^|[\x00-\x7f])[\u034f\u200c\u200d\ufe00-\ufe0f]")
+
 
 def clean_classname(name: str) -> str:
     """The class name as a prompt has it: `_` becomes a space (CoOp).
@@ -52,8 +54,14 @@ def without_numbers(folders: Sequence[str]) -> list[str]:
     return [turned.get(name, name) for name in folders]
 
 
-def _is_unseen(character: str) -> bool:
-    return unicodedata.category(character) == "Cc" or character in "\u200b\u2060\ufeff"
+def has_unseen(text: str) -> bool:
+    """Whether a text holds characters that cannot be seen, but give other tokens: marks of web pages and editors.
+
+    Joiners and variants of scripts and emoji stand behind other characters than ASCII's.
+    """
+    return UNSEEN.search(text) is not None or any(
+        unicodedata.category(c) in ("Cc", "Cf") and c not in "\u200c\u200d" for c in text
+    )
 
 
 def check_classnames(names: list[str]) -> tuple[str, ...]:
@@ -65,7 +73,7 @@ def check_classnames(names: list[str]) -> tuple[str, ...]:
     cleaned = [clean_classname(n) for n in names]
     if "" in cleaned:
         raise ConfigError(f"Class name {cleaned.index('') + 1} of {len(names)} is empty; remove the line or name it.")
-    if unseen := next((name for name in cleaned if any(map(_is_unseen, name))), None):
+    if unseen := next(filter(has_unseen, cleaned), None):
         raise ConfigError(f"The class name {unseen!a} holds a character that cannot be seen; type the name again.")
     doubled = [name for name, count in Counter(cleaned).items() if count > 1]
     if doubled:

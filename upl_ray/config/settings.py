@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from upl_ray.config.classnames import has_unseen
 from upl_ray.config.redact import find_flaws
 from upl_ray.errors import ConfigError, quoted
 
@@ -88,12 +89,16 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _reject_truth(cls, value: Any, about: ValidationInfo) -> Any:
+    def _check_numbers(cls, value: Any, about: ValidationInfo) -> Any:
         kind = cls.model_fields[about.field_name or ""].annotation
         given = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
-        truth = next((v for v in given if isinstance(v, bool)), None)
-        if truth is not None and _is_of_numbers(kind):  # pydantic would take it for 1 or 0
+        if not _is_of_numbers(kind):
+            return value
+        if any(isinstance(v, bool) for v in given):  # pydantic would take it for 1 or 0
+            truth = next(v for v in given if isinstance(v, bool))
             raise ValueError(f"it should be a number; it is {truth}, as YAML reads yes, no, on and off")
+        if any(isinstance(v, int) and abs(v) >= 2**63 for v in given):
+            raise ValueError("it should be a number of 64 bits")
         return value
 
     def __init__(self, **data: Any) -> None:
@@ -218,7 +223,7 @@ class Backbone(Section):
         """The name, or one made from model and pretrained: `RN50-openai`."""
         if self.name:
             return self.name
-        text = self.model.rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+        text = self.model.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
         if self.pretrained:
             text += f"-{Path(self.pretrained).stem}"
         return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-")
@@ -555,6 +560,8 @@ class Config(Section):
     def _one_slot(cls, value: str) -> str:
         if value.count("{}") != 1 or re.search("[{}]", value.replace("{}", "")):
             raise ValueError("the template needs exactly one {} for the class name, as in 'a photo of a {}.'")
+        if has_unseen(value):
+            raise ValueError("it holds a character that cannot be seen; type it again")
         return value
 
     @model_validator(mode="after")
@@ -566,9 +573,11 @@ class Config(Section):
         doubled = sorted({n for n in names if names.count(n) > 1})
         if not names:
             raise ValueError("backbones is empty; name at least one model, for example RN50/openai")
-        if doubled:
+        if doubled and doubled[0]:
             raise ValueError(f"two backbones have the name {doubled[0]!r}; give one of them another `name`")
         for b in self.backbones:
+            if not b.label:
+                raise ValueError(f"{quoted(b.model)} holds nothing that could be a name in files; give it a `name`")
             if ":" in b.model and b.pretrained:
                 raise ValueError(
                     f"pretrained {quoted(b.pretrained)} stands beside {quoted(b.model)}, which has weights of its own; "

@@ -5,8 +5,9 @@ The address and the files there decide the form.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -23,8 +24,8 @@ from upl_ray.corpus.listing import (
     list_files,
     place_of_results,
 )
-from upl_ray.errors import ConfigError, first_line
-from upl_ray.storage.store import UNREACHABLE, open_filesystem
+from upl_ray.errors import ConfigError, first_line, quoted
+from upl_ray.storage.store import UNREACHABLE, absolute, is_remote, open_filesystem
 from upl_ray.upl.images import EXTENSIONS
 
 Form = Literal["images", "tar", "parquet", "manifest"]
@@ -105,7 +106,21 @@ def find(uri: str, results: str = "") -> Found:
             f"{uri!r} holds {' and '.join(f'{len(by_form[f])} {f} files' for f in present)}; "
             f"choose one form by a pattern, for example {folder}/**/*{SUFFIXES[present[0]][0]}."
         )
+    _check_readable(folder, by_form[present[0]])
     return Found(folder, present[0], by_form[present[0]], listing.left_out)
+
+
+def _check_readable(folder: str, files: Iterable[str]) -> None:
+    """Refuse files of a local folder that may not be read; object storage says it when they are read."""
+    if is_remote(folder):
+        return
+    root = absolute(folder)
+    refused = [f for f in files if not os.access(f"{root}/{f}".encode(), os.R_OK) and os.path.lexists(f"{root}/{f}")]
+    if refused:
+        raise ConfigError(
+            f"There is no permission to read {len(refused)} files under {folder!r}, such as {quoted(min(refused))}; "
+            f"grant it, or remove them."
+        )
 
 
 def _own_place(results: str, uri: str, folder: str, pattern: str) -> str:

@@ -56,9 +56,15 @@ def names_images(found: Found) -> bool:
     fs, root = open_filesystem(found.root)
     with fs.open_input_file(f"{root}/{min(found.files)}") as file:
         columns = open_parquet(file, min(found.files)).schema_arrow
-    if bytes_column(columns):
+    of_bytes, names = bytes_column(columns), [f.name for f in columns if f.name in URI_COLUMNS and _is_text(f.type)]
+    if of_bytes and names and of_bytes not in BYTES_COLUMNS and not pa.types.is_struct(columns.field(of_bytes).type):
+        raise ConfigError(
+            f"{min(found.files)!r} under {found.root!r} has bytes in {quoted(of_bytes)} and addresses in "
+            f"{quoted(names[0])}; leave one of them out, or call bytes of images `image`."
+        )
+    if of_bytes:
         return False
-    if not any(f.name in URI_COLUMNS and _is_text(f.type) for f in columns):
+    if not names:
         raise ConfigError(
             f"{min(found.files)!r} under {found.root!r} has no column of image bytes or addresses among its columns "
             f"{describe_columns(columns)}; add one of type binary that is named {' or '.join(BYTES_COLUMNS)}, with "
@@ -137,7 +143,9 @@ def read_manifest(fs: pafs.FileSystem, path: str, folder: str, roots: tuple[str,
         images[image_id] = ImageFile(file, version, _first(record, LABEL_COLUMNS))
     if not images:
         raise ConfigError(f"The manifest {path!r} names no image; add at least one.")
-    again = len(images) - len({image.file for image in images.values()})
+    addresses = (image.file if "://" in image.file else os.path.join(folder, image.file) for image in images.values())
+    places = {address if "://" in address else os.path.normpath(address) for address in addresses}
+    again = len(images) - len(places)
     if again:  # as in a table with a row for each object in an image
         log.warning("%-12s %d rows of %s name a file again under another id: it counts as often", "images", again, path)
     return images

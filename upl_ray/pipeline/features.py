@@ -73,13 +73,16 @@ def forgotten_shards(step: Step, shards: Iterable[Shard]) -> set[str]:
     return missing_shards(step, shards) - {n.removesuffix(".json") for n in dropped}
 
 
-def check_some_images(corpora: Iterable[Corpus], needed: Collection[str], limit: float) -> None:
+def check_some_images(
+    corpora: Iterable[Corpus], needed: Collection[str], limit: float, geometry: images.Geometry
+) -> None:
     """Refuse a corpus of which none of some images can be read, before nodes are waited for and work starts.
 
     Args:
         corpora: the images.
         needed: ids of the shards that are to be read; images from all over them are tried until one can be read.
         limit: share of unreadable images that stops the job.
+        geometry: of any backbone: what is rejected does not depend on it.
 
     Raises:
         ConfigError: all of them are missing, damaged, or no images; and without these shards the job would stop.
@@ -90,7 +93,7 @@ def check_some_images(corpora: Iterable[Corpus], needed: Collection[str], limit:
         if sum(s.rows - len(s.removed) for s in shards) <= limit * corpus.images:
             continue
         reasons: dict[str, str] = {}
-        for image_id, reason in _try_some(corpus, shards):
+        for image_id, reason in _try_some(corpus, shards, geometry):
             if not reason:
                 break
             if reason != rejection.NO_BYTES:  # a failed download says nothing about the others
@@ -105,7 +108,7 @@ def check_some_images(corpora: Iterable[Corpus], needed: Collection[str], limit:
             )
 
 
-def _try_some(corpus: Corpus, shards: Sequence[Shard]) -> Iterator[tuple[str, str]]:
+def _try_some(corpus: Corpus, shards: Sequence[Shard], geometry: images.Geometry) -> Iterator[tuple[str, str]]:
     """(image id, the reason why it cannot be read or "") of up to `TRIED` images from all over some shards."""
     chosen = [shards[i] for i in _spread(len(shards), TRIED)]
     for shard in chosen:
@@ -117,15 +120,15 @@ def _try_some(corpus: Corpus, shards: Sequence[Shard]) -> Iterator[tuple[str, st
         single = (listing.slice(i, 1) for i in _spread(len(listing), most))
         for rows in [listing.slice(0, most)] if shard.in_row_groups else single:
             for image_id, data in zip(rows["image_id"].to_pylist(), try_images(shard.root, rows), strict=True):
-                yield image_id, _why_rejected(data)
+                yield image_id, _why_rejected(data, geometry)
 
 
-def _why_rejected(data: bytes | str) -> str:
-    """The reason why an image is rejected when it is decoded; empty if it is not."""
+def _why_rejected(data: bytes | str, geometry: images.Geometry) -> str:
+    """The reason why an image is rejected when it is decoded and cropped; empty if it is not."""
     try:
         if isinstance(data, str):
             raise rejection.Rejected(data)
-        images.decode(data)
+        images.center_crop(images.decode(data, geometry.max_pixels, geometry.draft), geometry)
     except rejection.Rejected as error:
         return str(error)
     return ""

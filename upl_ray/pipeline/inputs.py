@@ -14,7 +14,7 @@ from open_clip import IMAGENET_CLASSNAMES
 
 from upl_ray.cluster.connect import RayCluster
 from upl_ray.cluster.preflight import preflight
-from upl_ray.config.classnames import behind_numbers, check_classnames, clean_classname
+from upl_ray.config.classnames import behind_numbers, check_classnames, clean_classname, has_unseen
 from upl_ray.config.settings import Compute, Config, Section, Source, Train
 from upl_ray.corpus.archive_index import Spread
 from upl_ray.corpus.corrections import find_corrections, read_corrections
@@ -26,7 +26,7 @@ from upl_ray.errors import ConfigError, first_line, quoted
 from upl_ray.pipeline.shardwise import map_items
 from upl_ray.storage.step import Step
 from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_ahead, read_text
-from upl_ray.upl.backbones import find_equal, load_tokenizer, resolve_backbone, tokenize
+from upl_ray.upl.backbones import find_equal, load_tokenizer, resolve_backbone, tokenize, vocabulary_sha256
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.prompt_encoder import prompt_tokens
 from upl_ray.upl.zero_shot import fill_template
@@ -110,7 +110,8 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
                 *(name, labels.total(), _first_names(list(labels))),
             )
     check_apart(sets)
-    specs = {b.label: resolve_backbone(b, config.label.max_pixels) for b in config.backbones}
+    found = {b.label: resolve_backbone(b, config.label.max_pixels) for b in config.backbones}
+    specs = {name: replace(s, vocabulary_sha256=vocabulary_sha256(s.source)) for name, s in found.items()}
     if config.label.decode == "fast":
         specs = decoded_fast(specs)
     _check_names(config, specs, classnames)
@@ -260,7 +261,10 @@ def read_negatives(given: str | tuple[str, ...]) -> tuple[str, ...]:
     if given == "imagenet":
         return tuple(dict.fromkeys(IMAGENET_CLASSNAMES))  # two of them name two classes
     names = _read_names("label.negatives", given, "a list or `imagenet`")
-    return tuple(dict.fromkeys(clean_classname(name) for name in names if name.strip()))
+    words = tuple(dict.fromkeys(clean_classname(name) for name in names if name.strip()))
+    if unseen := next(filter(has_unseen, words), None):
+        raise ConfigError(f"label.negatives: {unseen!a} holds a character that cannot be seen; type the word again.")
+    return words
 
 
 def negative_prompts(spec: ClipSpec, template: str, words: tuple[str, ...]) -> list[str]:
@@ -306,6 +310,8 @@ def _read_names(field: str, given: str | tuple[str, ...], others: str) -> list[s
 
 def _mark_of(lines: list[str]) -> str:
     """The mark of every line of a file that is no plain list of names, but YAML, JSON or a table; empty: none."""
+    if len(lines) == 1 and "," in lines[0]:
+        return "parts names by commas"
     if lines[0].strip() in ("[", "{") and len(lines) > 1:
         return "stands in brackets"
     if all(re.match(r"\s*[-*+•]\s", line) for line in lines):

@@ -28,7 +28,7 @@ from upl_ray.pipeline.features import (
 )
 from upl_ray.pipeline.inputs import Inputs, prepare
 from upl_ray.pipeline.members import unfinished_members
-from upl_ray.pipeline.plan import Plan, embedded_backbones, needed_features, plan_run, present_features
+from upl_ray.pipeline.plan import Plan, embedded_backbones, forget_lost, needed_features, plan_run, present_features
 from upl_ray.pipeline.predictions import make_predictions, publish
 from upl_ray.pipeline.pseudo_labels import Labeler, make_pseudo_labels, read_negatives
 from upl_ray.pipeline.refinement import (
@@ -73,6 +73,7 @@ def run(config: Config) -> dict[str, Any]:
     cluster = RayCluster(config.compute)
     inputs = prepare(config, cluster)
     plan = plan_run(inputs)
+    plan = plan_run(inputs) if forget_lost(plan.results) else plan
     with cluster.watched():
         snapshots = embed_corpora(inputs, plan, cluster)
         plan = _fit_judges(inputs, plan, cluster)
@@ -117,7 +118,7 @@ def embed_corpora(inputs: Inputs, plan: Plan, cluster: RayCluster) -> Snapshots:
         log.info("%-12s already there: %d backbone(s), %d shard(s)", "features", len(specs), len(inputs.corpus.shards))
     else:
         unread = {shard for name, ids in needed.items() for shard in ids - plan.features[name].committed()}
-        check_some_images(inputs.corpora, unread, inputs.config.label.max_rejected)
+        check_some_images(inputs.corpora, unread, inputs.config.label.max_rejected, inputs.target.geometry)
         labelers = {x.spec.name: x for of in plan.labelers.values() for x in of}
         encode_texts(inputs, list(labelers.values()), inputs.config.template, cluster)  # a damaged tower shows now
         cluster.start("features")

@@ -41,7 +41,7 @@ def member_step(
     )
     inputs = {
         "learner": prompt_learner.VERSION,
-        "clip": spec.identity(),
+        "clip": spec.text_identity(),
         "classnames": list(classnames),
         "recipe": {f: getattr(recipe, f) for f in fields},
     }

@@ -33,6 +33,7 @@ from upl_ray.pipeline.features import (
     missing_shards,
 )
 from upl_ray.pipeline.inputs import list_images, open_storage
+from upl_ray.pipeline.plan import forget_lost
 from upl_ray.pipeline.predictions import make_predictions, prediction_step, publish
 from upl_ray.pipeline.shardwise import shards_without_rows, unfinished_shards
 from upl_ray.progress import duration
@@ -89,6 +90,7 @@ def _label(job: Predict, inputs: Inputs, cluster: RayCluster) -> dict[str, Any]:
     """Embed, classify and publish what is new."""
     corpus, spec, compute = inputs.corpus, inputs.spec, job.compute
     cluster.check_nodes(lambda: preflight(inputs.store, [corpus], [spec], compute, inputs.classifier.uri))
+    forget_lost([inputs.features, inputs.predictions])
     todo = unfinished_shards([corpus], inputs.predictions)
     with cluster.watched():
         snapshot, rejected = _embed(inputs, _needed(inputs, todo, job), job, cluster)
@@ -156,7 +158,7 @@ def _embed(inputs: Inputs, needed: Iterable[Shard], job: Predict, cluster: RayCl
     """Features of the needed shards; returns the corpus' snapshot and its unreadable images with their reasons."""
     ids = missing_shards(inputs.features, needed)
     if ids:
-        check_some_images([inputs.corpus], ids, job.max_rejected)
+        check_some_images([inputs.corpus], ids, job.max_rejected, inputs.spec.geometry)
         cluster.start("features")
         name = inputs.spec.name
         make_features([inputs.corpus], [inputs.spec], {name: inputs.features}, job.compute, {name: ids})

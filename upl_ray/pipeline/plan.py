@@ -8,6 +8,7 @@ Only a refinement is known when it is made: it may keep the fit of before. Then 
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -28,8 +29,11 @@ from upl_ray.pipeline.verdict import Bench, verdict_step
 from upl_ray.pipeline.views import view_step
 from upl_ray.storage.chain import Chain
 from upl_ray.storage.step import Step
+from upl_ray.storage.store import read_ahead
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.zero_shot import all_prompts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,17 @@ class Plan:
     chains: dict[str, Chain]  # of every variant, the exported one first
     target: str  # name of the backbone that prompts are learned for
 
+    @property
+    def results(self) -> list[Step]:
+        """The steps with files that results are made of; members look for their own prompts."""
+        chains = [
+            (c.pseudo_labels, c.selection, c.classifier, c.predictions, c.scores, c.refinement)
+            for c in self.chains.values()
+        ]
+        labelers = [x for of in (self.labelers, self.referees) for group in of.values() for x in group]
+        texts = [step for x in labelers for step in (x.text, x.negatives)]
+        return [step for step in (*self.features.values(), *texts, *sum(chains, ())) if step]
+
     def bench(self, variant: str) -> Bench:
         """Who judges a variant."""
         labelers, referees = self.labelers[variant], self.referees[variant]
@@ -53,6 +68,18 @@ class Plan:
         """All backbones that judge something."""
         everyone = [x for of in (self.labelers, self.referees) for group in of.values() for x in group]
         return list({x.spec.name: x for x in everyone if x.alone}.values())
+
+
+def forget_lost(steps: Iterable[Step]) -> list[str]:
+    """Take back what steps declare done where files are gone, so that it is made again; the files' names."""
+    lost = []
+    known = list({step.folder: step for step in steps}.values())
+    for step, files in zip(known, read_ahead(known, Step.forget_lost), strict=True):
+        for file in files[:1]:
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            log.warning("%-12s %s%s: gone from storage, and made again", "lost", step.path(file), more)
+        lost += files
+    return lost
 
 
 def plan_run(inputs: Inputs) -> Plan:

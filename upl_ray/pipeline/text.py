@@ -27,7 +27,7 @@ Texts = list[tuple[Step, list[Any]]]  # steps of one backbone, each with its pro
 
 def text_step(store: Store, spec: ClipSpec, prompts: list[str] | list[list[str]]) -> Step:
     """Class features of one backbone, of one prompt a class or averaged over several (see `all_prompts`)."""
-    return Step.of(store, "text", version=2, inputs={"clip": spec.identity(), "prompts": prompts})
+    return Step.of(store, "text", version=2, inputs={"clip": spec.text_identity(), "prompts": prompts})
 
 
 def make_text_features(texts: list[tuple[ClipSpec, Texts]], compute: Compute) -> None:

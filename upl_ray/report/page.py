@@ -108,10 +108,11 @@ def page_fingerprint(run: FinishedRun) -> str:
 def _fingerprint_of_page(store: Store) -> str | None:
     """Fingerprint of the page in storage; None if there is none."""
     try:
-        written = str(store.read_json(f"{FOLDER}/manifest.json")["fingerprint"])
+        manifest = store.read_json(f"{FOLDER}/manifest.json")
+        whole = len(store.read(PAGE)) == manifest.get("bytes")
     except (FileNotFoundError, Damaged):  # a page is written again in seconds
         return None
-    return written if PAGE.rpartition("/")[2] in store.names(FOLDER) else None
+    return str(manifest.get("fingerprint")) if whole else None
 
 
 def _write_exhibits(run: FinishedRun, found: list[Findings]) -> list[dict[str, Any]]:

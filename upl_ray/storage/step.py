@@ -108,6 +108,32 @@ class Step:
         about = {"step": self.name, "fingerprint": self.fingerprint, **facts, "provenance": provenance()}
         return self.write_json(MANIFEST, about)
 
+    def forget_lost(self) -> list[str]:
+        """Take back what the step declares done where a file of it is gone, so that it is made again; the files' names.
+
+        Only names are looked at: content is checked when it is read. What a declaration names was written before it, so
+        the files are listed after it.
+        """
+        files = (self.find_manifest() or {}).get("files", {})
+        there = {f"{f}{n}" for f in {f[: f.rfind("/") + 1] for f in files} for n in self.store.names(self.path(f))}
+        lost = sorted(files.keys() - there)
+        if lost:
+            self.store.delete(self.path(MANIFEST))
+        committed = self.committed()
+        parts = {f"parts/{n}" for n in (self.store.names(self.path("parts")) if committed else ())}
+        suspects = sorted(committed - {p.removeprefix("parts/").rpartition("-")[0] for p in parts})
+        for shard, named in zip(suspects, read_ahead(suspects, self._parts_of), strict=True):
+            if gone := sorted(set(named) - parts):
+                self.store.delete(self.path(f"commits/{shard}.json"))
+                lost += gone
+        return lost
+
+    def _parts_of(self, shard: str) -> list[str]:
+        try:
+            return list(self.read_commit(shard).get("parts", []))
+        except FileNotFoundError:  # another run drops features
+            return []
+
     # Single files. Those that the manifest names in `files` are checked against their hash.
 
     def write_json(self, file: str, value: dict[str, Any]) -> dict[str, Any]:

@@ -229,8 +229,10 @@ def _complete(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk: say which
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

@@ -406,6 +406,20 @@ def load_tokenizer(source: str) -> Any:
         raise ConfigError(f"The tokenizer of {source!r} cannot be read ({error}); repair the model's folder.") from None
 
 
+def vocabulary_sha256(source: str) -> str:
+    """SHA-256 of the vocabulary that a model brings; empty for open_clip's named models, which share its own.
+
+    Raises:
+        ConfigError: see `load_tokenizer`.
+    """
+    if parse_model_name(source)[0] is None:
+        return ""
+    load_tokenizer.cache_clear()  # in a notebook the file may have changed since
+    tokenizer = load_tokenizer(source)
+    words = tokenizer.encoder if hasattr(tokenizer, "encoder") else tokenizer.tokenizer.get_vocab()  # Hugging Face's
+    return hashlib.sha256(json.dumps(sorted(words.items())).encode()).hexdigest()
+
+
 def tokenize(tokenizer: Any, texts: list[str], free: int = 0) -> tuple[Tensor, Tensor]:
     """Texts as a model's own tokens, and which of them it cuts.
 

@@ -30,6 +30,7 @@ class ClipSpec:
     std: tuple[float, float, float]
     quick_gelu: bool
     weights_bytes: int  # in fp32, for estimates of memory; not part of the identity
+    vocabulary_sha256: str = ""  # of a model that brings its own, where text is encoded
 
     @property
     def name(self) -> str:
@@ -47,8 +48,13 @@ class ClipSpec:
         text_cfg = json.loads(self.model_cfg)["text_cfg"]
         return math.inf if "hf_model_name" in text_cfg else text_cfg.get("vocab_size", 49408)  # open_clip's default
 
+    def text_identity(self) -> dict[str, Any]:
+        """Everything that decides about features of text; open_clip's own vocabulary has no key for it."""
+        vocabulary = {"vocabulary": self.vocabulary_sha256} if self.vocabulary_sha256 else {}
+        return self.identity() | vocabulary
+
     def identity(self) -> dict[str, Any]:
-        """Everything that decides about features, for fingerprints; the place of the weights is not part of it.
+        """Everything that decides about image features, for fingerprints; the place of the weights is not part of it.
 
         Compiling is: it keeps values in higher precision between operations. Uncompiled ones have no key for it, so
         features that are there keep their names.

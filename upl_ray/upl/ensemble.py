@@ -124,7 +124,12 @@ def find_classifier_folder(uri: str) -> str:
         exported = str(store.read_json("run.json")["classifier"])
     except (FileNotFoundError, KeyError):
         raise FileNotFoundError(f"neither {FILE} nor the run.json of a finished run lies there") from None
-    return store.join(exported.rpartition("/")[2])  # the storage may have been moved since
+    name = exported.rpartition("/")[2]  # the storage may have been moved since
+    if FILE not in store.names(name):
+        raise FileNotFoundError(
+            f"the file {name}/{FILE} of a finished run is gone; its job makes it when it is run again"
+        )
+    return store.join(name)
 
 
 def load_ensemble(uri: str) -> Ensemble:

@@ -145,10 +145,10 @@ def center_crop(image: Image.Image, geometry: Geometry) -> Crop:
     """
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise Rejected(rejection.too_long(image.width, image.height))
+    _check_depth(image)
     size = (geometry.height, geometry.width)
     ratios = (image.height / geometry.height, image.width / geometry.width)
     try:
-        _check_depth(image)
         if geometry.resize_mode == "squash":
             image = image.resize(size[::-1], geometry.resample)
         elif geometry.resize_mode == "longest":
