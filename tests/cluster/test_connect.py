@@ -101,6 +101,16 @@ def test_a_path_of_temporary_files_that_is_too_long_for_sockets_is_refused_by_it
     [
         (NotADirectoryError(20, "Not a directory", "/x/ray"), ConfigError, r"'/x/ray'\); set RAY_TMPDIR to a folder"),
         (FileNotFoundError(2, "No such file", "/h/nobody/.ray"), ConfigError, r"its token .*\); set HOME to a folder"),
+        (
+            UnicodeEncodeError("ascii", "/tmp/ü", 5, 6, "no"),
+            ConfigError,
+            "'.*scratch' holds letters beyond ASCII.* set RAY_TMP",
+        ),
+        (
+            ValueError("Expecting value"),
+            ConfigError,
+            r"\(Expecting value\); correct .* RAY_OVERRIDE_RESOURCES.* are set",
+        ),
         (Exception("The current node timed out during startup."), JobError, r"Ray did not start \(The current node"),
         (RuntimeError("a mistake"), RuntimeError, "^a mistake$"),
     ],
@@ -115,6 +125,7 @@ def test_a_ray_that_does_not_start_here_says_why(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", "scratch")
     monkeypatch.setenv("HOME", "/h/nobody")
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", "junk")
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by tests before
     with pytest.raises(kind, match=words):

@@ -373,6 +373,29 @@ def test_a_working_folder_that_is_gone_is_named(tmp_path: Path, capsys: pytest.C
     assert "The working folder has been removed; change into another one." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "variables", "status", "words"),
+    [
+        (["-OO"], {}, 2, "Ray cannot be imported without docstrings; unset PYTHONOPTIMIZE"),
+        ([], {"PYTHONOPTIMIZE": "2"}, 2, "unset PYTHONOPTIMIZE"),
+        ([], {"PYTHONWARNINGS": "error"}, 0, "None"),  # not passed on: Ray's processes would die of their warnings
+        ([], {"PYTHONWARNINGS": "ignore"}, 0, "ignore"),
+    ],
+)
+def test_odd_variables_of_python_are_refused_or_not_passed_on(
+    options: list[str], variables: dict[str, str], status: int, words: str
+) -> None:
+    script = (
+        "import os, sys; from upl_ray.config.cli import run_job\n"
+        "def job():\n    print(os.environ.get('PYTHONWARNINGS'))\n    return 0\n"
+        "sys.exit(run_job(job))"
+    )
+    command = [sys.executable, *options, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
+    assert done.returncode == status, done.stderr
+    assert words in done.stdout
+
+
 def test_the_backend_of_a_notebook_does_not_reach_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     script = (
         "import sys; from upl_ray.config.cli import run_job\n"

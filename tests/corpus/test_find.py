@@ -95,6 +95,12 @@ def test_a_million_numbered_names_are_looked_up(tmp_path: Path) -> None:
     assert set(find(f"{tmp_path}/{{000000..999999}}.tar").files) == {"000000.tar", "123456.tar"}
 
 
+@pytest.mark.parametrize("pattern", ["{0..99999999}.jpg", "{0..9999}/{0..9999}.jpg"])
+def test_more_names_than_memory_holds_are_refused(pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stands for 100,000,000 names, more than 2,000,000; write \*"):
+        find(f"{tmp_path}/{pattern}")
+
+
 def test_a_folder_may_be_named_like_a_pattern(tmp_path: Path) -> None:
     write_files(tmp_path, {"photos [1]/a.jpg": b"", "photos 1/b.jpg": b"", "c{1}.jpg": b""})
     assert set(find(f"{tmp_path}/photos [1]").files) == {"a.jpg"}

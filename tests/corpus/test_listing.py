@@ -142,7 +142,10 @@ def test_files_that_do_not_count_are_counted_by_suffix_and_named(images: Path) -
     assert dict(find(f"{images}/cat/*").left_out.counts) == {".heic": 1}
 
 
-SYSTEMS = ("cat/@eaDir/a.jpg/THUMB_XL.jpg", "$RECYCLE.BIN/S-1-5-21/$R1.jpg", "__MACOSX/cat/._a.jpg", "lost+found/x.jpg")
+SYSTEMS = (
+    *("cat/@eaDir/a.jpg/THUMB_XL.jpg", "$RECYCLE.BIN/S-1-5-21/$R1.jpg", "__MACOSX/cat/._a.jpg", "lost+found/x.jpg"),
+    *("cat/$Recycle.Bin/$R1.jpg", "@Recycle/x.jpg", "@Recently-Snapshot/y/x.jpg", "~snapshot/x.jpg", "FOUND.000/x.jpg"),
+)
 
 
 def test_folders_of_systems_are_left_out_and_counted(images: Path) -> None:
@@ -151,7 +154,7 @@ def test_folders_of_systems_are_left_out_and_counted(images: Path) -> None:
     found = find(str(images))
     assert found.files == before
     assert found.left_out.counts == {"folder of a system": len(SYSTEMS)}
-    assert found.left_out.examples["folder of a system"] in ("cat/@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found")
+    assert any(x.startswith(found.left_out.examples["folder of a system"]) for x in SYSTEMS)
 
 
 def test_folders_of_systems_are_left_out_of_prefixes_too(s3: S3Server, tmp_path: Path) -> None:

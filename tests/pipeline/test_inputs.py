@@ -46,6 +46,14 @@ MARKED_LINES = {
     "columns": ["id,name", "0,cat", "1,dog"],
     "turned": ["cat: 0", "sea lion: 1"],
     "commas": ["cat,", "dog"],
+    "counted": ["cat,120", "dog,77"],
+    "gaps": ["1. cat", "2. dog", "4. bird"],
+    "folders": ["cat/", "dog/"],
+    "paths": ["/data/cat", "/data/dog"],
+    "ids": ["n01440764", "n01443537"],
+    "tabs": ["cat\tFelis", "dog"],
+    "quoted": ["cat", '"dog, big"'],
+    "mac": ["cat\rdog\rbird"],
     "commas-alone": ["tree, house"],
     "notes": ["# animals", "cat", "dog"],
 }
@@ -140,20 +148,29 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
         ({"classnames": "names.CSV"}, r"classnames 'names\.CSV' is no plain text; write one name a line into a"),
         ({"classnames": ["cat"]}, "number of class names is 1, 'cat'; a classifier needs at least 2, one a line"),
         *(
-            ({"classnames": f"{name}.txt"}, f"Every line of classnames '{name}.txt' {words}, .* one name a line, and")
+            ({"classnames": f"{name}.txt"}, f"Every name of classnames '{name}.txt' {words}, .* write names alone, one")
             for name, words in {
                 "yaml": "begins with a dash or a star",
                 "stars": "begins with a dash or a star",
                 "indented": "stands in brackets",
-                "columns": "begins with its number",
+                "columns": "begins with a number",
                 "json": "stands in quotes",
-                "table": "begins with its number",
-                "numbered": "begins with its number",
-                "wordnet": "begins with its number",
-                "turned": "ends with its number",
+                "table": "begins with a number",
+                "numbered": "begins with a number",
+                "wordnet": "begins with a number",
+                "turned": "ends with a number",
                 "commas": "ends with a comma",
+                "counted": "ends with a number",
+                "gaps": "begins with a number",
+                "folders": "ends with a slash, as a folder",
+                "paths": "begins with a slash, as a path",
+                "ids": "is a number of WordNet",
             }.items()
         ),
+        ({"classnames": "tabs.txt"}, r"'tabs\.txt' holds 'cat\\tFelis', with a tab or in quotes; write names alone"),
+        ({"classnames": "quoted.txt"}, r"""'quoted\.txt' holds '"dog, big"', with a tab or in quotes"""),
+        ({"classnames": "mac.txt"}, r"lines of classnames 'mac\.txt' end at carriage returns; save it with line feeds"),
+        ({"classnames": ["001.cat", "002.dog"]}, "Every name of classnames begins with a number, .*: '002.dog'; write"),
         ({"classnames": "notes.txt"}, r"classnames 'notes\.txt' holds '# animals', which would be .* remove the line"),
         (
             {"dataset": {"name": "dtd", "root": "~nosuchuser/x"}, "corpus": {"uri": ""}, "classnames": ""},
@@ -188,7 +205,10 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
             {"label": {"negatives": ["owl", "fox\u200e"]}},
             r"label\.negatives: 'fox\\u200e' holds a character that cannot",
         ),
-        ({"label": {"negatives": "commas-alone.txt"}}, "'commas-alone.txt' parts names by commas, .*: 'tree, house'"),
+        (
+            {"label": {"negatives": "commas-alone.txt"}},
+            "'commas-alone.txt' holds several, parted by commas, .*: 'tree, house'",
+        ),
         ({"classnames": ["cat", "do\u200bg"]}, r"class name 'do\\u200bg' holds a character that cannot be seen"),
         (
             {"compute": {"workers_per_trial": 11}},

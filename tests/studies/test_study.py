@@ -104,11 +104,14 @@ def test_templates_are_imagenet_s_a_file_s_or_given(tmp_path: Path) -> None:
     assert "a bad photo of a {}." in read_templates("imagenet", spec, names)
     assert read_templates(str(file), spec, names) == ("a {}.", "the {}")
     assert read_templates(("one {}",), spec, names) == ("one {}",)
+    (tmp_path / "notebook.txt").write_text("'a bad {}.',\n'the {}.',\n")
     for given, message in (
         (str(tmp_path / "none.txt"), "cannot be read"),
         ("foo://x/y", r"compare.templates 'foo://x/y' cannot be read .*give a text file"),
         (("a photo",), "exactly one"),
         (("a {} " + 50 * "long ",), "does not fit"),
+        (("a {}", "the {}", "a {}"), "'a {}' stands twice"),
+        (str(tmp_path / "notebook.txt"), r"'.*notebook\.txt' stands in quotes, .*: \"'the {}.',\"; write"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_templates(given, spec, names)

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-import safetensors
+import pytest
+import safetensors.torch
 import torch
 
-from upl_ray.errors import Damaged
-from upl_ray.upl.tensors import load_tensors, save_tensors
+from upl_ray.errors import Damaged, JobError
+from upl_ray.upl.tensors import KEY, load_tensors, save_tensors
 
 TENSORS = {"ctx": torch.arange(6.0).reshape(2, 3), "half": torch.ones(5, dtype=torch.float16)}
 
@@ -33,6 +34,13 @@ def test_every_flipped_bit_and_every_cut_of_tensors_is_found() -> None:
             # Only what means the same may pass: other white space in the header.
             assert about == {"classnames": ["ä", "b"]}
             assert all(torch.equal(tensors[k], v) for k, v in TENSORS.items())
+
+
+def test_a_file_without_a_hash_is_of_an_older_version_and_not_damaged() -> None:
+    data = safetensors.torch.save({"a": torch.zeros(2)}, {KEY: "{}"})
+    with pytest.raises(JobError, match=r"^x was written by an older version\. Delete it and run") as error:
+        load_tensors(data, "x")
+    assert not isinstance(error.value, Damaged)
 
 
 def test_equal_content_is_equal_bytes() -> None:

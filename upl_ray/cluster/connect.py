@@ -21,10 +21,14 @@ from ray.util.placement_group import placement_group, remove_placement_group
 import upl_ray
 from upl_ray.cluster.watch import FOR_WORK, Watch
 from upl_ray.config.settings import Compute
-from upl_ray.errors import ConfigError, Damaged, JobError, StoppedAtStart, describe_storage_error, first_line
+from upl_ray.errors import ConfigError, Damaged, JobError, StoppedAtStart, describe_storage_error, first_line, quoted
 from upl_ray.progress import Laps
 
 log = logging.getLogger(__name__)
+# Set by the job, or by Ray.
+OWN_VARIABLES = frozenset(
+    ("RAY_USAGE_STATS_ENABLED", "RAY_BACKEND_LOG_LEVEL", "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_CLIENT_MODE")
+)
 
 POLL_S = 1.0  # between two looks at the nodes while waiting for them
 HEAD_S = 10.0  # for the head's answer
@@ -107,6 +111,8 @@ class RayCluster:
             if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
                 raise _unwritable(error) from None
             raise
+        except ValueError as error:
+            raise _not_understood(error) from None
         except Exception as error:
             if type(error) is not Exception:  # Ray has no other for its own processes that do not come up
                 raise
@@ -252,6 +258,20 @@ def _unwritable(error: OSError) -> ConfigError:
     return ConfigError(
         f"Ray cannot write its {'token' if at_home else 'temporary files'} ({first_line(error)}); set "
         f"{'HOME' if at_home else 'RAY_TMPDIR'} to a folder that can be written, for example /tmp."
+    )
+
+
+def _not_understood(error: ValueError) -> ConfigError:
+    """The refusal of a variable that Ray cannot read, or of a folder that its sockets cannot have."""
+    if isinstance(error, UnicodeEncodeError):
+        place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        return ConfigError(
+            f"The folder of temporary files {quoted(place)} holds letters beyond ASCII, which its sockets cannot have; "
+            f"set RAY_TMPDIR to another one, for example /tmp."
+        )
+    given = ", ".join(sorted(name for name in os.environ if name.startswith("RAY_") and name not in OWN_VARIABLES))
+    return ConfigError(
+        f"Ray cannot be started ({first_line(error)}); correct its variables{given and f', of which {given} are set'}."
     )
 
 

@@ -47,12 +47,26 @@ def _use_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _why_unfit() -> str:
+    """A sentence where no job can run in this process, as libraries would only say in their tracebacks."""
+    if sys.flags.optimize > 1:
+        return "Ray cannot be imported without docstrings; unset PYTHONOPTIMIZE, or leave out -OO."
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "The working folder has been removed; change into another one."
+    return ""
+
+
 def _set_variables() -> None:
     """Variables that libraries read when they are imported, which the job does."""
     # Under `uv run` Ray would pack the working folder for every worker, even of a Ray that is on this machine alone.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Notebooks name a backend of their own kernel to every command, which this environment need not have.
     os.environ["MPLBACKEND"] = "agg"
+    # This process has read it; Ray's own would die of their warnings.
+    if "error" in os.environ.get("PYTHONWARNINGS", ""):
+        del os.environ["PYTHONWARNINGS"]
 
 
 def _open_streams() -> None:
@@ -78,10 +92,8 @@ def run_job(job: Callable[[], int]) -> int:
     """
     _use_utf8()
     _open_streams()
-    try:
-        os.getcwd()
-    except FileNotFoundError:  # and torch would not find its own libraries
-        return _report("failed", "The working folder has been removed; change into another one.", 2)
+    if unfit := _why_unfit():
+        return _report("failed", unfit, 2)
     _set_variables()
     sys.excepthook = _report_unexpected
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -5,6 +5,7 @@ The address and the files there decide the form.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -37,6 +38,7 @@ SUFFIXES: dict[Form, tuple[str, ...]] = {
 }
 FORMS = f"files ending in {' '.join(EXTENSIONS)}, tar or Parquet archives of them, or a manifest (.txt, .csv, .jsonl)"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".tar.xz", ".zip")
+MOST_NAMES = 2_000_000  # that braces may stand for: 300 MB
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
@@ -170,10 +172,17 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Patterns that `{a,b}` and `{08..11}` stand for, as in a shell; other braces are plain characters."""
+    """Patterns that `{a,b}` and `{08..11}` stand for, as in a shell; other braces are plain characters.
+
+    Raises:
+        ValueError: they are too many to look at each.
+    """
     found = BRACES.search(pattern)
     if found is None:
         return [pattern]
+    many = math.prod(abs(int(b) - int(a)) + 1 if a else names.count(",") + 1 for a, b, names in BRACES.findall(pattern))
+    if many > MOST_NAMES:
+        raise ValueError(f"{pattern!r} stands for {many:,} names, more than {MOST_NAMES:,}; write * for the numbers")
     first, last, names = found.groups()
     if names is None:
         first, last = sorted((first, last), key=int)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import PurePosixPath
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
@@ -30,8 +31,11 @@ NOT_UTF8 = "name that is not UTF-8"
 SPECIAL = "pipe, socket or device"
 SLASH = "name that begins with a slash"
 SYSTEM = "folder of a system"
-SYSTEM_FOLDERS = frozenset(  # with copies, deleted files and thumbnails, of macOS, Windows, Linux and Synology's NAS
-    ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "#recycle", "#snapshot")
+# With copies, deleted files and thumbnails, of macOS, Windows, Linux, and of Synology's, QNAP's and NetApp's storage.
+SYSTEM_FOLDER = re.compile(
+    r"__MACOSX|\$RECYCLE\.BIN|RECYCLER|System Volume Information|FOUND\.\d{3}|lost\+found|@eaDir|#recycle|#snapshot|"
+    r"@Recycle|@Recently-Snapshot|~snapshot",
+    re.IGNORECASE,
 )
 RESULTS = "folder of results (storage_path)"
 ESCAPED = "surrogateescape"  # of bytes that are not UTF-8, in real paths
@@ -140,7 +144,12 @@ def is_hidden(name: str) -> bool:
 
 def is_of_system(name: str) -> bool:
     """Whether a file lies in a folder where systems keep copies and thumbnails."""
-    return not SYSTEM_FOLDERS.isdisjoint(name.split("/"))
+    return any(map(_is_system_folder, name.split("/")))
+
+
+@lru_cache(4096)  # of a prefix, the same few folders stand before every name
+def _is_system_folder(name: str) -> bool:
+    return SYSTEM_FOLDER.fullmatch(name) is not None
 
 
 def is_below(path: str, folder: str) -> bool:
@@ -233,7 +242,7 @@ def _list_folder(listing: Listing, folder: _Folder, folders: list[_Folder], link
             try:
                 own = entry.name.decode()
                 if entry.is_dir():
-                    if own in SYSTEM_FOLDERS:
+                    if _is_system_folder(own):
                         listing.left_out.add(SYSTEM, name)
                         continue
                     more = _Folder(f"{name}/", path.decode(errors=ESCAPED), folder.above)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from upl_ray.config.settings import Train
-from upl_ray.errors import ConfigError, Damaged, first_line
+from upl_ray.errors import ConfigError, JobError, first_line
 from upl_ray.pipeline.members import read_members
 from upl_ray.pipeline.pseudo_labels import Labeler, read_negatives
 from upl_ray.pipeline.refinement import estimated_shares
@@ -66,7 +66,7 @@ def find_classifier(uri: str) -> tuple[Step, Ensemble]:
         folder = find_classifier_folder(uri)
         ensemble = load_ensemble(folder)
         manifest = Store(folder).read_json("manifest.json")
-    except Damaged as error:
+    except JobError as error:  # damaged, or of an older version
         raise ConfigError(str(error)) from None
     except UNREACHABLE as error:
         raise ConfigError(

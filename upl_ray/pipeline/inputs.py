@@ -33,6 +33,15 @@ from upl_ray.upl.zero_shot import fill_template
 
 log = logging.getLogger(__name__)
 
+MARKS = {  # of whole lines
+    r"\s*[-*+•]\s.*": "begins with a dash or a star",
+    r"""\s*(["']).*\1\s*,?\s*""": "stands in quotes",
+    r".*\S[/\\]\s*": "ends with a slash, as a folder",
+    r"\s*[/\\].*": "begins with a slash, as a path",
+    r"\s*n\d{8}\s*": "is a number of WordNet",
+    r"\s*\d+\s*[.,;:)]\s*\D.*": "begins with a number",
+    r".*\S\s*[,;:=]\s*\d+\s*": "ends with a number",
+}
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".parquet", ".xlsx")
 SHOWN = 5  # names in a log line
 RAY_COPIES = "/working_dir_files/_ray_pkg_"  # where a job that was submitted with --working-dir stands
@@ -109,6 +118,8 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
                 "%-12s %d images are not scored: their labels are no class, such as %s",
                 *(name, labels.total(), _first_names(list(labels))),
             )
+    if scored and config.scored.labels == "none":
+        log.warning("%-12s has no labels, so nothing is scored; say where they are in scored.labels", "scored")
     check_apart(sets)
     found = {b.label: resolve_backbone(b, config.label.max_pixels) for b in config.backbones}
     specs = {name: replace(s, vocabulary_sha256=vocabulary_sha256(s.source)) for name, s in found.items()}
@@ -247,7 +258,7 @@ def read_classnames(given: str | tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         ConfigError: the file cannot be read, or see `check_classnames`.
     """
-    return check_classnames(_read_names("classnames", given, "a list or `folders`"))
+    return check_classnames(read_names("classnames", given, "a list or `folders`"))
 
 
 def read_negatives(given: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -260,7 +271,7 @@ def read_negatives(given: str | tuple[str, ...]) -> tuple[str, ...]:
         return ()
     if given == "imagenet":
         return tuple(dict.fromkeys(IMAGENET_CLASSNAMES))  # two of them name two classes
-    names = _read_names("label.negatives", given, "a list or `imagenet`")
+    names = read_names("label.negatives", given, "a list or `imagenet`")
     words = tuple(dict.fromkeys(clean_classname(name) for name in names if name.strip()))
     if unseen := next(filter(has_unseen, words), None):
         raise ConfigError(f"label.negatives: {unseen!a} holds a character that cannot be seen; type the word again.")
@@ -284,44 +295,56 @@ def negative_prompts(spec: ClipSpec, template: str, words: tuple[str, ...]) -> l
     return [prompt for prompt, fits in zip(prompts, fitting.tolist(), strict=True) if fits]
 
 
-def _read_names(field: str, given: str | tuple[str, ...], others: str) -> list[str]:
-    """Names from a list, or the lines of a text file; `others` are the forms that are no file."""
+def read_names(field: str, given: str | tuple[str, ...], others: str) -> list[str]:
+    """Names from a list, or the lines of a text file; `others` are the forms that are no file.
+
+    Raises:
+        ConfigError: the file cannot be read, or names hold marks of a table or of another format.
+    """
     if isinstance(given, tuple):
-        return list(given)
+        lines, place = list(given), field
+    else:
+        lines, place = _read_lines(field, given, others), f"{field} {given!r}"
+    if note := next((line for line in lines if re.match(r"#\s", line)), None):
+        raise ConfigError(f"{place} holds {quoted(note.strip())}, which would be a name; remove the line.")
+    if mark := _mark_of(lines):
+        raise ConfigError(
+            f"Every name of {place} {mark}, which a prompt would read, too: {quoted(lines[-1])}; write names alone, "
+            f"one a line."
+        )
+    if odd := next((line for line in lines if "\t" in line or re.fullmatch(r'\s*".*"\s*,?\s*', line)), None):
+        raise ConfigError(f"{place} holds {quoted(odd)}, with a tab or in quotes; write names alone, one a line.")
+    return lines
+
+
+def _read_lines(field: str, given: str, others: str) -> list[str]:
     if given.lower().endswith(TABLES):
         raise ConfigError(f"{field} {given!r} is no plain text; write one name a line into a .txt file, or a list.")
     try:
-        text = read_text(given)
+        text = read_text(given).rstrip("\r\n")
     except UNREACHABLE as error:
         raise ConfigError(
             f"{field} {given!r} cannot be read from {Path.cwd()} ({first_line(error)}); give a text file in UTF-8, "
             f"{others}."
         ) from None
-    lines = text.rstrip("\r\n").split("\n")
-    if note := next((line for line in lines if re.match(r"#\s", line)), None):
-        raise ConfigError(f"{field} {given!r} holds {quoted(note.strip())}, which would be a name; remove the line.")
-    if mark := _mark_of(lines):
-        raise ConfigError(
-            f"Every line of {field} {given!r} {mark}, which a prompt would read, too: {quoted(lines[-1])}; write one "
-            f"name a line, and nothing else."
-        )
-    return lines
+    if "\r" in text and "\n" not in text:
+        raise ConfigError(f"The lines of {field} {given!r} end at carriage returns; save it with line feeds.")
+    return text.split("\n")
 
 
 def _mark_of(lines: list[str]) -> str:
-    """The mark of every line of a file that is no plain list of names, but YAML, JSON or a table; empty: none."""
-    if len(lines) == 1 and "," in lines[0]:
-        return "parts names by commas"
-    if lines[0].strip() in ("[", "{") and len(lines) > 1:
+    """What all names hold if they are no plain list, but YAML, JSON, a table or paths; empty: nothing."""
+    if len(lines) == 1:
+        return "holds several, parted by commas" if "," in lines[0] else ""
+    if lines[0].strip() in ("[", "{"):
         return "stands in brackets"
-    if all(re.match(r"\s*[-*+•]\s", line) for line in lines):
-        return "begins with a dash or a star"
-    if all(re.fullmatch(r"""\s*(["']).*\1\s*,?\s*""", line) for line in lines):
-        return "stands in quotes"
-    if all(line.rstrip().endswith(",") for line in lines[:-1]) and len(lines) > 1:
+    for mark, words in MARKS.items():
+        if all(re.fullmatch(mark, line) for line in lines):
+            return words
+    if all(line.rstrip().endswith(",") for line in lines[:-1]):
         return "ends with a comma"
-    for names in (lines, lines[1:] if re.search(r"[,;\t]", lines[0]) else []):  # that line may name columns
+    for names in (lines, lines[1:] if re.search("[,;]", lines[0]) else []):  # that line may name columns
         turned = [re.sub(r"\s*(.*\S)\s*[\s:,;=]\s*(\d+)\s*", r"\2 \1", line) for line in names]
         if len(names) > 1 and (behind_numbers(names) or (turned != names and behind_numbers(turned))):
-            return "begins with its number" if behind_numbers(names) else "ends with its number"
+            return "begins with a number" if behind_numbers(names) else "ends with a number"
     return ""

@@ -10,8 +10,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from upl_ray.errors import JobError
 from upl_ray.storage.store import damaged
 
+SHA256 = 64  # letters
 KEY = "upl_ray"  # the only key: safetensors writes several in another order each time
 
 
@@ -31,12 +33,15 @@ def load_tensors(data: bytes, where: str, remedy: str = "") -> tuple[dict[str, T
     """The tensors and the values that `save_tensors` wrote.
 
     Raises:
+        JobError: an older version wrote it, without a hash.
         Damaged: the content is not what was written; names `where`, and to delete `remedy`, or else `where`.
     """
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         about = dict(json.loads(header["__metadata__"][KEY]))
+        if not any(isinstance(v, str) and len(v) == SHA256 for v in about.values()):  # whatever it is called by damage
+            raise JobError(f"{where} was written by an older version. Delete it and run its job again, which makes it.")
         whole = about.pop("sha256") == _digest(tensors, about)
     except (SafetensorError, ValueError, TypeError, LookupError, RecursionError):
         raise damaged(where, remedy) from None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import open_clip
 
-from upl_ray.errors import ConfigError, first_line
-from upl_ray.pipeline.inputs import check_prompts
-from upl_ray.storage.store import UNREACHABLE, read_text
+from upl_ray.errors import ConfigError
+from upl_ray.pipeline.inputs import check_prompts, read_names
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.zero_shot import fill_template
 
@@ -15,13 +14,15 @@ def read_templates(given: str | tuple[str, ...], spec: ClipSpec, classnames: tup
     """Templates with one `{}` each: open_clip's 80 for ImageNet, those of a file, or the given ones.
 
     Raises:
-        ConfigError: the file cannot be read, a template has no single `{}`, or a prompt does not fit the model.
+        ConfigError: the file cannot be read, a template has no single `{}` or stands twice, or a prompt does not fit.
     """
     templates = templates_of(given)
     odd = [t for t in templates if t.count("{}") != 1]
     if odd or not templates:
         problem = f"the template {odd[0]!r} needs exactly one {{}}" if odd else "it is empty"
         raise ConfigError(f"compare.templates: {problem}; write for example 'a photo of a {{}}.'")
+    if doubled := next((t for t in templates if templates.count(t) > 1), None):
+        raise ConfigError(f"compare.templates: {doubled!r} stands twice, and would weigh double; keep one of them.")
     for template in templates:
         check_prompts(spec, fill_template(template, classnames))
     return templates
@@ -33,10 +34,6 @@ def templates_of(given: str | tuple[str, ...]) -> tuple[str, ...]:
         return given
     if given == "imagenet":
         return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
-    try:
-        text = read_text(given)
-    except UNREACHABLE as error:
-        raise ConfigError(
-            f"compare.templates {given!r} cannot be read ({first_line(error)}); give a text file, a list or `imagenet`."
-        ) from None
-    return tuple(line.strip() for line in text.split("\n") if line.strip())
+    return tuple(
+        line.strip() for line in read_names("compare.templates", given, "a list or `imagenet`") if line.strip()
+    )
