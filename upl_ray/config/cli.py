@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -64,9 +65,10 @@ def _set_variables() -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Notebooks name a backend of their own kernel to every command, which this environment need not have.
     os.environ["MPLBACKEND"] = "agg"
-    # This process has read it; Ray's own would die of their warnings.
+    # Ray's processes, and its parts in this one, would die of warnings that are nobody's here.
     if "error" in os.environ.get("PYTHONWARNINGS", ""):
         del os.environ["PYTHONWARNINGS"]
+        warnings.simplefilter("default")
 
 
 def _open_streams() -> None:
