@@ -25,6 +25,10 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def empty(path: Path) -> None:
+    path.write_text("{}")
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
@@ -101,13 +105,20 @@ HASHED = (
 )
 JSON = ("corpus-*/manifest.json", "features-*/commits/*", "views-*/manifest.json", "predictions-*/commits/*")
 
+MANIFESTS = [
+    f"{step}-*/manifest.json" for step in ("corpus", "selection", "views", "members", "classifier", "predictions")
+]
+
 
 def test_a_storage_that_nobody_touched_is_whole(finished: Path) -> None:
     assert list(read_everything(finished)) == []
     assert [kind for kind in (*HASHED, *JSON) if not list(finished.glob(kind))] == []
 
 
-@pytest.mark.parametrize(("kind", "spoil"), [(k, s) for k in HASHED for s in (cut, flip)] + [(k, cut) for k in JSON])
+@pytest.mark.parametrize(
+    ("kind", "spoil"),
+    [(k, s) for k in HASHED for s in (cut, flip)] + [(k, cut) for k in JSON] + [(k, empty) for k in MANIFESTS],
+)
 def test_a_damaged_file_is_found_by_name(finished: Path, kind: str, spoil: Callable[[Path], None]) -> None:
     victim = sorted(finished.glob(kind))[0]
     spoil(victim)
@@ -160,10 +171,11 @@ def test_what_is_gone_from_a_finished_run_is_made_again(
 ) -> None:
     from upl_ray.pipeline.main import run
 
-    gone = ("classifier-*/classifier.safetensors", "predictions-*/parts/*", "features-*/parts/*", "scores-*/*.parquet")
+    gone = ("classifier-*/classifier.safetensors", "predictions-*/parts/*", "scores-*/*.parquet")
     for kind in gone:
         sorted(finished.glob(kind))[0].unlink()
-    for kind in ("text-*/text_features.safetensors", "pseudo_labels-*/parts/*"):
+    shard = sorted(finished.glob("features-*/commits/*"))[0].stem
+    for kind in ("text-*/text_features.safetensors", "pseudo_labels-*/parts/*", f"features-*/parts/{shard}-*"):
         for path in finished.glob(kind):
             path.unlink()
     cut(finished / "report/index.html")

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from upl_ray.errors import JobError
-from upl_ray.storage.store import Store, open_parquet, read_ahead, sha256, table_bytes
+from upl_ray.storage.store import Store, damaged, open_parquet, read_ahead, sha256, table_bytes
 
 MANIFEST = "manifest.json"
 
@@ -84,12 +84,15 @@ class Step:
         """The manifest, or None while the step is unfinished.
 
         Raises:
-            Damaged: it is no JSON object.
+            Damaged: it is no JSON object, or not this step's.
         """
         try:
-            return self.read_json(MANIFEST)
+            found = self.read_json(MANIFEST)
         except FileNotFoundError:
             return None
+        if found.get("fingerprint") != self.fingerprint:
+            raise damaged(self.store.join(self.path(MANIFEST)))
+        return found
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of a finished step.
@@ -111,8 +114,8 @@ class Step:
     def forget_lost(self) -> list[str]:
         """Take back what the step declares done where a file of it is gone, so that it is made again; the files' names.
 
-        Only names are looked at: content is checked when it is read. What a declaration names was written before it, so
-        the files are listed after it.
+        Only names are looked at, and of a shard with several parts, whether there is any: commits may be very many. The
+        rest is checked when it is read. What is declared was written before, so files are listed after declarations.
         """
         files = (self.find_manifest() or {}).get("files", {})
         there = {f"{f}{n}" for f in {f[: f.rfind("/") + 1] for f in files} for n in self.store.names(self.path(f))}
