@@ -2,7 +2,7 @@
 #
 #   make demo           install, then run the main job on the embedded demo (ARGS="--train.epochs 10" adds overrides)
 #   make test           install with the developers' tools, then run the test suite (ARGS="-k top_k -x")
-#   make test-slow      the longer tests: a quarter of the matrix of faults, killed jobs, comparisons
+#   make test-slow      the longer tests: whole runs of every kind, a quarter of the matrix of faults, killed jobs
 #   make test-faults    the rest of the matrix, lost nodes, a grid of settings, a small object store, random kills
 #                       (a hundred; UPL_KILLS=20: fewer)
 #   make lint           ruff, mypy and pip check
@@ -42,7 +42,7 @@ test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow and not faults" $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m "slow and not faults" $(ARGS)
 
 test-faults: $(VENV)/.installed-dev
 	$(PYTEST) -m faults -s $(ARGS)

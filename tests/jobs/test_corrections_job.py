@@ -22,6 +22,8 @@ from upl_ray.storage.store import Store
 from upl_ray.upl.fusion import fuse
 from upl_ray.upl.refine import refine
 
+pytestmark = pytest.mark.slow  # whole runs, of minutes
+
 SHORT: dict[str, Any] = {"train": {"members": 2, "epochs": 2}, "variants": ["upl*", "refined"]}
 REFINE = {"train_per_class": 4}
 

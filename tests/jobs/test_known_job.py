@@ -20,6 +20,8 @@ from upl_ray.storage.store import Store
 from upl_ray.upl.classifier import load_classifier
 from upl_ray.upl.zero_shot import fill_template
 
+pytestmark = pytest.mark.slow  # whole runs, of minutes
+
 SHORT: dict[str, Any] = {"train": {"members": 2, "epochs": 2}, "variants": ["upl*", "refined"], "views": {"count": 2}}
 WORDS = tuple("abcdefghijklmnopqrstuvwxyz")
 THRESHOLD = 0.3

@@ -66,6 +66,7 @@ def same_results(summary: dict[str, Any], short_run: dict[str, Any]) -> None:
     assert ours.equals(theirs)
 
 
+@pytest.mark.slow
 def test_work_spreads_over_the_nodes_and_gives_the_same_results(
     nodes: Nodes, short_run: dict[str, Any], short_bucket: str, tmp_path: Path
 ) -> None:

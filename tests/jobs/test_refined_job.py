@@ -26,6 +26,8 @@ from upl_ray.upl.ensemble import load_ensemble
 from upl_ray.upl.fusion import fuse
 from upl_ray.upl.refine import floored, refine
 
+pytestmark = pytest.mark.slow  # whole runs, of minutes
+
 SHORT: dict[str, Any] = {"train": {"members": 2, "epochs": 3}, "variants": ["refined"]}
 
 

@@ -75,7 +75,8 @@ def test_a_job_that_is_stopped_ends_with_a_word_and_the_next_run_ends_as_if_undi
 
 
 @pytest.mark.parametrize(
-    ("number", "connecting"), [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGTERM, True)]
+    ("number", "connecting"),
+    [(signal.SIGTERM, False), (signal.SIGHUP, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow)],
 )
 def test_a_job_that_is_stopped_while_ray_starts_ends_with_a_word(
     short_world: Path, tmp_path: Path, number: signal.Signals, connecting: bool

@@ -20,6 +20,8 @@ from head_node import ROOT, HeadNode, last_line
 from s3_server import S3Server
 from worlds import SHORT, committed_rows, contexts, job_config
 
+pytestmark = pytest.mark.slow  # whole runs, of minutes
+
 
 @pytest.fixture(scope="module")
 def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeadNode]:
