@@ -378,8 +378,8 @@ def test_a_working_folder_that_is_gone_is_named(tmp_path: Path, capsys: pytest.C
     [
         (["-OO"], {}, 2, "Ray cannot be imported without docstrings; unset PYTHONOPTIMIZE"),
         ([], {"PYTHONOPTIMIZE": "2"}, 2, "unset PYTHONOPTIMIZE"),
-        ([], {"PYTHONWARNINGS": "error"}, 0, "None"),  # not passed on: Ray's processes would die of their warnings
-        ([], {"PYTHONWARNINGS": "ignore"}, 0, "ignore"),
+        ([], {"PYTHONWARNINGS": "error"}, 0, "''\n"),  # not passed on: Ray's processes would die of their warnings
+        ([], {"PYTHONWARNINGS": "ignore:an error,error::UserWarning"}, 0, "ignore:an error\n"),
     ],
 )
 def test_odd_variables_of_python_are_refused_or_not_passed_on(
@@ -387,7 +387,7 @@ def test_odd_variables_of_python_are_refused_or_not_passed_on(
 ) -> None:
     script = (
         "import os, sys; from upl_ray.config.cli import run_job\n"
-        "def job():\n    print(os.environ.get('PYTHONWARNINGS'))\n    return 0\n"
+        "def job():\n    print(os.environ.get('PYTHONWARNINGS') or repr(''))\n    return 0\n"
         "sys.exit(run_job(job))"
     )
     command = [sys.executable, *options, "-c", script]

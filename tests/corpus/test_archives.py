@@ -84,7 +84,7 @@ def test_archives_behind_each_other_are_all_read(tmp_path: Path) -> None:
 
 
 def test_a_name_in_two_archives_behind_each_other_is_refused(tmp_path: Path) -> None:
-    """Shards that all begin at 0000.jpg: one of two images, or labels, would be lost."""
+    """Shards that all begin at 0000.jpg: one of two images, or labels, would be lost. Side files are none."""
     for parts in ([{"0000.jpg": b"a"}, {"0000.jpg": b"b"}], [{"1.jpg": b"", "0000.cls": b"0"}, {"0000.cls": b"1"}]):
         whole = b""
         for part in parts:
@@ -97,17 +97,27 @@ def test_a_name_in_two_archives_behind_each_other_is_refused(tmp_path: Path) -> 
             listed(tmp_path, tmp_path / "all.tar")
 
 
+def test_side_files_of_archives_behind_each_other_are_no_labels(tmp_path: Path) -> None:
+    whole = b""
+    for image in ("a.jpg", "b.jpg"):
+        write_tar(tmp_path / "part.tar", {"info.json": b'{"author": "x"}', image: b""})
+        whole += (tmp_path / "part.tar").read_bytes()
+    (tmp_path / "all.tar").write_bytes(whole)
+    assert set(read_all(listed(tmp_path, tmp_path / "all.tar"))) == {"all.tar!a.jpg", "all.tar!b.jpg"}
+
+
 def test_a_member_that_is_replaced_is_counted(tmp_path: Path) -> None:
     """`tar --update` puts a changed file behind the others."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         members = (("0.jpg", b"old"), ("0.json", b'{"label": 1}'), ("0.jpg", b"new!"), ("0.json", b'{"label": 2}'))
+        members += (("1.jpg", b""), ("1.json", b'{"label": 1}'), ("1.json", b"{}"))
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     corpus = listed(tmp_path, tmp_path / "a.tar")
-    assert read_all(corpus) == {"a.tar!0.jpg": b"new!"}
-    assert labels(corpus) == {"a.tar!0.jpg": "2"}
+    assert read_all(corpus) == {"a.tar!0.jpg": b"new!", "a.tar!1.jpg": b""}
+    assert labels(corpus) == {"a.tar!0.jpg": "2", "a.tar!1.jpg": None}
     assert str(corpus.left_out) == "2 x member that a later one of its name replaces (a.tar!0.jpg)"
 
 

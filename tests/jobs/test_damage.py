@@ -208,6 +208,23 @@ def test_a_shard_without_any_image_is_not_lost(tmp_path: Path) -> None:
     assert step.committed() == {"empty", "whole"}
 
 
+def test_what_is_gone_is_named_where_nothing_may_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a role of S3 that may only write."""
+    step = Step(Store(str(tmp_path)), "step", "0" * 12)
+    step.commit("s", parts=[step.write_part("s", pa.table({"a": [1]}))])
+    step.finish(files=step.write_file("t", b"t"))
+
+    def refuse(store: Store, name: str) -> None:
+        raise PermissionError(13, "ACCESS_DENIED", name)
+
+    monkeypatch.setattr(Store, "delete", refuse)
+    for lost, declaration in (("t", "manifest.json"), (step.read_commit("s")["parts"][0], "commits/s.json")):
+        (tmp_path / step.folder / lost).unlink()
+        with pytest.raises(Damaged, match=rf"{lost} is damaged or gone\. Delete .*{declaration} and run the job again"):
+            step.forget_lost()
+        step.write_file("t", b"t")
+
+
 def test_a_classifier_may_leave_its_storage(finished: Path) -> None:
     classifier = finished / folders(finished, "classifier")[0]
     (finished / "alone").mkdir()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -299,6 +301,30 @@ def test_a_corpus_of_which_nothing_can_be_read_is_refused_before_work(pictures: 
     check([*good, "no.jpg"], limit=0.05, size=21, known=1)  # the new shard may be bad as a whole
     with pytest.raises(ConfigError, match="of 1 that were tried"):
         check([*good, "no.jpg"], limit=0.04, size=21, known=1)
+
+
+def test_files_that_may_not_be_read_are_refused_before_work() -> None:
+    with tempfile.TemporaryDirectory() as root:  # where others may look, too
+        photos = Path(root) / "photos"
+        photos.mkdir()
+        for name in ("a.png", "b.png"):
+            Image.new("RGB", (9, 9)).save(photos / name)
+        corpus = list_corpus(Store(f"{root}/run"), Source(uri=str(photos)), 10)
+        for path in (photos / "b.png", *Path(root).rglob("run")):
+            path.chmod(0 if path.suffix else 0o755)
+        Path(root).chmod(0o755)
+        root_user = os.getuid() == 0
+        if root_user:  # whom a file's mode does not keep out
+            os.setresuid(65534, 65534, 0)
+        try:
+            with pytest.raises(
+                ConfigError, match=r"no permission to read 1 files of .*photos, such as '.*b\.png'; grant"
+            ):
+                check_some_images([corpus], {s.id for s in corpus.shards}, 0.01, GEOMETRY)
+            check_some_images([corpus], set(), 0.01, GEOMETRY)  # nothing of it is to be read
+        finally:
+            if root_user:
+                os.setresuid(0, 0, 0)
 
 
 @pytest.mark.parametrize(("first", "refused"), [(None, False), (b"x", False), (b"", True)])

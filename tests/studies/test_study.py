@@ -99,6 +99,10 @@ def test_methods_with_labels_are_refused_without_them() -> None:
 def test_templates_are_imagenet_s_a_file_s_or_given(tmp_path: Path) -> None:
     spec = resolve_folder(write_model(tmp_path / "model", text={"context_length": 40}))
     names, file = ("cat", "dog"), tmp_path / "templates.txt"
+    file.write_text("a photo of a {}, a type of pet.\n")  # CoOp's for OxfordPets
+    assert read_templates(str(file), spec, names) == ("a photo of a {}, a type of pet.",)
+    file.write_text('"{}"\na {},\n')
+    assert read_templates(str(file), spec, names) == ('"{}"', "a {},")
     file.write_text("a {}.\n\nthe {}\n")
     assert len(read_templates("imagenet", spec, names)) == 80
     assert "a bad photo of a {}." in read_templates("imagenet", spec, names)
@@ -111,7 +115,7 @@ def test_templates_are_imagenet_s_a_file_s_or_given(tmp_path: Path) -> None:
         (("a photo",), "exactly one"),
         (("a {} " + 50 * "long ",), "does not fit"),
         (("a {}", "the {}", "a {}"), "'a {}' stands twice"),
-        (str(tmp_path / "notebook.txt"), r"'.*notebook\.txt' stands in quotes, .*: \"'the {}.',\"; write"),
+        (str(tmp_path / "notebook.txt"), r"'.*notebook\.txt' holds \"'a bad {}\.',\"; write templates alone"),
     ):
         with pytest.raises(ConfigError, match=message):
             read_templates(given, spec, names)

@@ -90,12 +90,14 @@ def test_crops_of_every_mode_and_shape_equal_open_clips(mode: str) -> None:
     [
         ([0.1, 0.9], "mode F, values from 0.1 to 0.9"),
         ([0.0, 1.03], "mode F, values from 0 to 1.03"),  # after resampling
-        ([-0.02, 200.0], "mode F, values from -0.02 to 200"),
+        ([-3.0, 200.0], "mode F, values from -3 to 200"),
+        ([-1.0, 1.0], "mode F, values from -1 to 1"),
         ([np.nan, 60.0], "mode F, values from nan to nan"),  # the border of a map
         ([7.0, np.inf], "mode F, values from 7 to inf"),
         ([-2000, 200], "mode I, values from -2000 to 200"),  # CT
-        ([0, 256], "mode I, values from 0 to 256"),
+        ([0, 258], "mode I, values from 0 to 258"),
         ([0, 255], ""),
+        ([-0.24, 255.4], ""),  # after resampling, too
         ([0.0, 255.0], ""),
     ],
 )

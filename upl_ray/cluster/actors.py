@@ -146,10 +146,11 @@ def finish_tasks(step: str, tasks: list[Any], unit: str, compute: Compute, needs
     progress.finish()
 
 
-def _needs_trace(_: logging.LogRecord) -> bool:
-    """False for Ray's pages about an error that the job ends with in one sentence."""
+def _hide_trace(record: logging.LogRecord) -> bool:
+    """Keep Ray's pages about an error that the job ends with in one sentence for Ray's own log file."""
     error = sys.exc_info()[1]
-    return not (isinstance(error, ray.exceptions.RayError) and job_error_in(error))
+    record.hide = isinstance(error, ray.exceptions.RayError) and bool(job_error_in(error))
+    return True
 
 
 def configure_data(compute: Compute, in_order: bool = False) -> None:
@@ -168,4 +169,4 @@ def configure_data(compute: Compute, in_order: bool = False) -> None:
     detectors.detectors = [d for d in detectors.detectors if "Memory" not in d.__name__]
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that bars are off
-    logging.getLogger("ray.data.exceptions").addFilter(_needs_trace)
+    logging.getLogger("ray.data.exceptions").addFilter(_hide_trace)

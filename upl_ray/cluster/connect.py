@@ -21,6 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 import upl_ray
 from upl_ray.cluster.watch import FOR_WORK, Watch
 from upl_ray.config.settings import Compute
+from upl_ray.corpus.listing import is_below
 from upl_ray.errors import ConfigError, Damaged, JobError, StoppedAtStart, describe_storage_error, first_line, quoted
 from upl_ray.progress import Laps
 
@@ -254,7 +255,7 @@ def _addressed(address: str, ray_train: bool) -> Iterator[dict[str, str]]:
 def _unwritable(error: OSError) -> ConfigError:
     """The refusal of a folder that Ray cannot write while it starts: its temporary one, or `~/.ray` for a token."""
     place, temporary = str(error.filename or ""), os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    at_home = place.startswith(os.path.expanduser("~")) and not place.startswith(temporary)
+    at_home = is_below(place, os.path.expanduser("~")) and not is_below(place, temporary)
     return ConfigError(
         f"Ray cannot write its {'token' if at_home else 'temporary files'} ({first_line(error)}); set "
         f"{'HOME' if at_home else 'RAY_TMPDIR'} to a folder that can be written, for example /tmp."

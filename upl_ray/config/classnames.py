@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from upl_ray.errors import ConfigError, quoted
 
 # A class' number or WordNet's, and its name: `001.Laysan_Albatross`, `n02085620-Chihuahua`, `3: cat`.
-NUMBERED = re.compile(r"\s*[\[(]?(n\d{8}|\d+)\s*([-._,;:)\]\s])\s*(\S*[^\W\d_].*)")
+NUMBERED = re.compile(r"\s*[\[(]?(n\d{8}|\d+)\s*([-_,;:)\]\s]|\.(?!\d))\s*(\S*[^\W\d_].*)")
 
-UNSEEN = re.compile(r"(?:^|[\x00-\x7f])[\u034f\u200c\u200d\ufe00-\ufe0f]")
+# Joiners, variants and tags, unless they stand behind another character than ASCII's, or make a keycap.
+UNSEEN = re.compile("(?:^|[\\x00-\\x7f])(?:[\u034f\u200c\u200d\ufe00-\ufe0f](?!\u20e3)|[\U000e0020-\U000e007f])")
+SEEN = re.compile("[\u200c\u200d\U000e0020-\U000e007f\u0600-\u0605\u06dd\u070f\u08e2\U000110bd\U000110cd]")
 
 
 def clean_classname(name: str) -> str:
@@ -42,13 +44,16 @@ def behind_numbers(names: Sequence[str]) -> list[str] | None:
 def without_numbers(folders: Sequence[str]) -> list[str]:
     """Names of class folders without the numbers that only order them.
 
-    Folders of a subset have gaps (`1_cat`, `4_dog`), and some have no number (`00_cat`, `01_dog`, `background`).
+    Those of a subset have gaps (`1_cat`, `2_dog`, `4_owl`), and some have no number (`00_cat`, `01_dog`, `background`).
+    Numbers that are far apart say something: `20_limit`, `2012_BMW`.
     """
     found = {name: m for name in folders if (m := NUMBERED.fullmatch(name))}
     numbers, marks, behind = ([m[i] for m in found.values()] for i in (1, 2, 3))
     ordered = len(set(numbers)) == len(set(behind)) == len(found) and not any(n.startswith("n") for n in numbers)
-    names = behind if ordered and not {"-", " "} & set(marks) else behind_numbers(list(found))
-    if names is None or 2 * len(found) <= len(folders):
+    values = sorted(map(int, numbers)) if ordered else []
+    near = bool(values) and values[0] <= 1 and values[-1] <= 2 * len(values) and not {"-", " "} & set(marks)
+    names = behind if near else behind_numbers(list(found))
+    if names is None or 2 * len(found) <= len(folders) or not set(names).isdisjoint(folders):
         return list(folders)
     turned = dict(zip(found, names, strict=True))
     return [turned.get(name, name) for name in folders]
@@ -60,7 +65,7 @@ def has_unseen(text: str) -> bool:
     Joiners and variants of scripts and emoji stand behind other characters than ASCII's.
     """
     return UNSEEN.search(text) is not None or any(
-        unicodedata.category(c) in ("Cc", "Cf") and c not in "\u200c\u200d" for c in text
+        unicodedata.category(c) in ("Cc", "Cf") and not SEEN.match(c) for c in text
     )
 
 

@@ -66,9 +66,13 @@ def _set_variables() -> None:
     # Notebooks name a backend of their own kernel to every command, which this environment need not have.
     os.environ["MPLBACKEND"] = "agg"
     # Ray's processes, and its parts in this one, would die of warnings that are nobody's here.
-    if "error" in os.environ.get("PYTHONWARNINGS", ""):
-        del os.environ["PYTHONWARNINGS"]
-        warnings.simplefilter("default")
+    given = [option for option in os.environ.get("PYTHONWARNINGS", "").split(",") if option]
+    kept = [option for option in given if not "error".startswith(option.partition(":")[0].strip())]
+    if kept != given:
+        os.environ["PYTHONWARNINGS"] = ",".join(kept)
+        warnings.resetwarnings()
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):  # as by default
+            warnings.simplefilter("ignore", kind)
 
 
 def _open_streams() -> None:

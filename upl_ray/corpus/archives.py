@@ -103,6 +103,10 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                 if is_of_system(name) or not (is_image or kind.lower() in labels):
                     left_out.add(SYSTEM, name) if is_of_system(name) else count_suffixes([name], left_out)
                     continue
+                label = None if is_image else _read_label(tar, member, name, left_out)
+                if label is None and not is_image:  # of a side file; or it replaces one with a label
+                    labels[kind.lower()].pop(stem, None)
+                    continue
                 if begins.get(name, start) < start:
                     raise ConfigError(
                         f"{path!r} is made of archives of which two hold {quoted(name)}; leave them apart, or give "
@@ -111,14 +115,10 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                 if name in begins:  # as `tar --update` writes it
                     left_out.add(REPLACED, name)
                 begins[name] = start
-                if is_image:
+                if label is None:
                     images[name] = member.offset_data, LINK if link else SPARSE if member.issparse() else member.size
-                elif member.size < BUFFER and not (link or member.issparse()):
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    label = _label(content.read(), name, left_out)
-                    if label is not None:
-                        labels[kind.lower()][stem] = label
+                else:
+                    labels[kind.lower()][stem] = label
     except ConfigError:
         raise
     except TAR_ERRORS as error:
@@ -198,6 +198,15 @@ def _next_block(file: io.BufferedReader, offset: int, size: int) -> int | None:
         if zeros < len(piece):
             return start + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
     return None
+
+
+def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, left_out: LeftOut) -> str | None:
+    """The label in a member of some bytes, if it has one."""
+    if member.size >= BUFFER or not member.isfile() or member.issparse():
+        return None
+    content = tar.extractfile(member)
+    assert content is not None
+    return _label(content.read(), name, left_out)
 
 
 def _label(content: bytes, name: str, left_out: LeftOut) -> str | None:

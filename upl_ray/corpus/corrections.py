@@ -62,7 +62,7 @@ def read_corrections(files: Sequence[str], classnames: tuple[str, ...]) -> dict[
                 f"label.corrections: {where} names the class {quoted(row['label'])}, which is not among the "
                 f"{len(classnames)} class names; correct it, or leave it empty where the image shows none of them."
             )
-        if row["classname"].strip() and label != beside:  # also beside an empty label, which is none of the classes
+        if beside not in (UNLABELED, label):  # also beside an empty label, which is none of the classes
             raise ConfigError(
                 f"label.corrections: {where} has the label {quoted(row['label'])} and the classname "
                 f"{quoted(row['classname'])}, which is another class; write the right one as label, and no classname."

@@ -6,9 +6,8 @@ The address and the files there decide the form.
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -25,8 +24,8 @@ from upl_ray.corpus.listing import (
     list_files,
     place_of_results,
 )
-from upl_ray.errors import ConfigError, first_line, quoted
-from upl_ray.storage.store import UNREACHABLE, absolute, is_remote, open_filesystem
+from upl_ray.errors import ConfigError, first_line
+from upl_ray.storage.store import UNREACHABLE, open_filesystem
 from upl_ray.upl.images import EXTENSIONS
 
 Form = Literal["images", "tar", "parquet", "manifest"]
@@ -108,21 +107,7 @@ def find(uri: str, results: str = "") -> Found:
             f"{uri!r} holds {' and '.join(f'{len(by_form[f])} {f} files' for f in present)}; "
             f"choose one form by a pattern, for example {folder}/**/*{SUFFIXES[present[0]][0]}."
         )
-    _check_readable(folder, by_form[present[0]])
     return Found(folder, present[0], by_form[present[0]], listing.left_out)
-
-
-def _check_readable(folder: str, files: Iterable[str]) -> None:
-    """Refuse files of a local folder that may not be read; object storage says it when they are read."""
-    if is_remote(folder):
-        return
-    root = absolute(folder)
-    refused = [f for f in files if not os.access(f"{root}/{f}".encode(), os.R_OK) and os.path.lexists(f"{root}/{f}")]
-    if refused:
-        raise ConfigError(
-            f"There is no permission to read {len(refused)} files under {folder!r}, such as {quoted(min(refused))}; "
-            f"grant it, or remove them."
-        )
 
 
 def _own_place(results: str, uri: str, folder: str, pattern: str) -> str:
@@ -175,14 +160,14 @@ def expand_braces(pattern: str) -> list[str]:
     """Patterns that `{a,b}` and `{08..11}` stand for, as in a shell; other braces are plain characters.
 
     Raises:
-        ValueError: they are too many to look at each.
+        ConfigError: they are too many to look at each.
     """
     found = BRACES.search(pattern)
     if found is None:
         return [pattern]
     many = math.prod(abs(int(b) - int(a)) + 1 if a else names.count(",") + 1 for a, b, names in BRACES.findall(pattern))
     if many > MOST_NAMES:
-        raise ValueError(f"{pattern!r} stands for {many:,} names, more than {MOST_NAMES:,}; write * for the numbers")
+        raise ConfigError(f"{pattern!r} stands for {many:,} names, more than {MOST_NAMES:,}; write * for the numbers.")
     first, last, names = found.groups()
     if names is None:
         first, last = sorted((first, last), key=int)

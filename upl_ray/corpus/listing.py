@@ -33,7 +33,7 @@ SLASH = "name that begins with a slash"
 SYSTEM = "folder of a system"
 # With copies, deleted files and thumbnails, of macOS, Windows, Linux, and of Synology's, QNAP's and NetApp's storage.
 SYSTEM_FOLDER = re.compile(
-    r"__MACOSX|\$RECYCLE\.BIN|RECYCLER|System Volume Information|FOUND\.\d{3}|lost\+found|@eaDir|#recycle|#snapshot|"
+    r"__MACOSX|\$RECYCLE\.BIN|System Volume Information|FOUND\.\d{3}|lost\+found|@eaDir|#recycle|#snapshot|"
     r"@Recycle|@Recently-Snapshot|~snapshot",
     re.IGNORECASE,
 )

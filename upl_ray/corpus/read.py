@@ -96,6 +96,13 @@ def _in_one_sentence(root: str) -> Iterator[None]:
         ) from None
 
 
+def find_forbidden(root: str, listing: pa.Table) -> list[str]:
+    """Local files of some images that may not be read; object storage says it when they are read."""
+    places = (_open(root, file) for file in dict.fromkeys(listing["file"].to_pylist()))
+    local = [os.fsencode(path) for fs, path in places if isinstance(fs, pafs.LocalFileSystem)]
+    return [os.fsdecode(path) for path in local if not os.access(path, os.R_OK) and os.path.lexists(path)]
+
+
 def _lost_mount(root: str, files: list[str]) -> bool:
     """Whether the local folder of these files is missing or empty, as one is that lost its mount."""
     places = [_open(root, file) for file in files]

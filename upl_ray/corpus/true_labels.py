@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -29,7 +29,9 @@ SOURCES = {  # what to do where a rule finds no label
 }
 # Class numbers, as they are or behind a word, WordNet's, as ImageNet's folders have them, and those of cameras.
 NUMBERED = re.compile(
-    r"[\W_]*\d+(\.\d+)?[\W_]*|n\d+|(class|category|cls|label|id)[-_ ]?\d+|(?-i:1\d\d[A-Z_]{5})", re.IGNORECASE
+    r"[\W_]*\d+(\.\d+)?[\W_]*|n\d+|(class|category|cls|label|id)[-_ ]?\d+|"
+    r"1\d\d(APPLE|CANON|NIKON|MEDIA|MSDCF|OLYMP|ANDRO|_?PANA|_?FUJI)",
+    re.IGNORECASE,
 )
 LETTERED = re.compile(r"([a-z])0*(\d+)", re.IGNORECASE)  # c0, c1, c2
 
@@ -111,10 +113,10 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
             f"classnames is `folders`, but no image under {where} has a label, as of a sub-folder; let corpus.uri lead "
             f"to the folder above those of the classes, or list the class names."
         )
-    if _are_parts(names):
-        one = next((n for n in names if "train" in n.lower()), names[0])
+    if parts := _parts_among(names):
+        one = next((n for n in parts if "train" in n.lower()), parts[0])
         raise ConfigError(
-            f"classnames is `folders`, which gives {shown} for {where}: names of "
+            f"classnames is `folders`, which gives {', '.join(map(quoted, parts[:3]))} for {where}: names of "
             f"parts of a data set. Let corpus.uri lead to one ({roots[0]}/{one}), or list the class names."
         )
     if _are_numbers(names):
@@ -122,27 +124,34 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
             f"classnames is `folders`, which gives {shown}{', ...' if len(names) > 3 else ''} for {where}: "
             f"numbers that say nothing to a model. List the names in the order of their numbers, or in a text file."
         )
-    return check_classnames(without_numbers(names))
+    plain = without_numbers(names)
+    if plain != names:
+        given, name = next((g, n) for g, n in zip(names, plain, strict=True) if g != n)
+        log.info("%-12s numbers in front of their folders are left out: %r is %r", "classes", given, name)
+    return check_classnames(plain)
 
 
-def _are_parts(names: list[str]) -> bool:
-    """Names of parts of a data set: two are parts of the same, `seg_train` and `seg_test`, or none says more."""
-    parts: Counter[tuple[str, ...]] = Counter()  # of what: the words that are left
-    bare = 0
+def _parts_among(names: list[str]) -> list[str]:
+    """Names of parts of a data set: two or more of the same, `seg_train` and `seg_test`, or all if none says more."""
+    parts: dict[tuple[str, ...], list[str]] = defaultdict(list)  # of what: the words that are left
+    bare = []
     for name in names:
         words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-        numbered = any(map(str.isdecimal, name))
-        splits = [w for w in words if SPLITS.fullmatch(w) or (numbered and NUMBERED_SPLITS.fullmatch(w))]
-        rest = tuple(w for w in words if w not in splits and not DATA.fullmatch(w))
-        parts[rest] += bool(splits)
-        bare += bool(words) and not rest
-    return max(parts.values()) > 1 or bare == len(names) > 1
+        rest = [w for w in words if not SPLITS.fullmatch(w) and not DATA.fullmatch(w)]
+        numbered = any(map(str.isdecimal, name)) and all(map(NUMBERED_SPLITS.fullmatch, rest))
+        if len(rest) < sum(not DATA.fullmatch(w) for w in words) or (rest and numbered):
+            parts[tuple([] if numbered else rest)].append(name)
+        bare += [name] if words and (numbered or not rest) else []
+    several = [name for of_same in parts.values() if len(of_same) > 1 for name in of_same]
+    return several or (bare if len(bare) == len(names) > 1 else [])
 
 
 def _are_numbers(names: list[str]) -> bool:
+    """Whether all names are numbers, or count from 0, or behind a `c`, behind one letter: `c0`, `c1`."""
     lettered = [m for m in map(LETTERED.fullmatch, names) if m]
-    counted = sorted(int(m[2]) for m in lettered) in [list(range(i, i + len(names))) for i in (0, 1)]
-    return all(map(NUMBERED.fullmatch, names)) or (counted and len({m[1] for m in lettered}) == 1 < len(names))
+    letters, numbers = {m[1].lower() for m in lettered}, sorted(int(m[2]) for m in lettered)
+    counted = numbers == list(range(len(names))) or (letters == {"c"} and numbers == list(range(1, len(names) + 1)))
+    return all(map(NUMBERED.fullmatch, names)) or (counted and len(letters) == 1 < len(names))
 
 
 def _count_labels(corpus: Corpus, rule: str) -> Counter[str]:

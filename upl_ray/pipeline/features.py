@@ -36,7 +36,7 @@ from upl_ray.cluster import metrics
 from upl_ray.cluster.actors import add_pool, configure_data, in_one_sentence, needs_of, place_actors
 from upl_ray.cluster.placement import Pass
 from upl_ray.config.settings import Compute
-from upl_ray.corpus.read import read_each, try_images
+from upl_ray.corpus.read import find_forbidden, read_each, try_images
 from upl_ray.corpus.shards import REJECTED, Corpus, Shard, keep_snapshot, read_listing
 from upl_ray.errors import ConfigError, JobError, quoted
 from upl_ray.progress import Progress
@@ -85,11 +85,13 @@ def check_some_images(
         geometry: of any backbone: what is rejected does not depend on it.
 
     Raises:
-        ConfigError: all of them are missing, damaged, or no images; and without these shards the job would stop.
+        ConfigError: all of them are missing, damaged, or no images; and without these shards the job would stop. Or
+            a local file may not be read.
         JobError: an image may not be read, or the storage does not answer.
     """
     for corpus in corpora:
         shards = [s for s in corpus.shards if s.id in needed]
+        _check_permissions(corpus, shards)
         if sum(s.rows - len(s.removed) for s in shards) <= limit * corpus.images:
             continue
         reasons: dict[str, str] = {}
@@ -105,6 +107,17 @@ def check_some_images(
             raise ConfigError(
                 f"No image of {corpus.name} can be read, of {len(reasons)} that were tried; the first is "
                 f"{quoted(image_id)}: {reason}. Correct the addresses, or repair the files."
+            )
+
+
+def _check_permissions(corpus: Corpus, shards: Sequence[Shard]) -> None:
+    listings = read_ahead(shards, lambda shard: corpus.listing(shard, ["image_id", "file"]))
+    for shard, listing in zip(shards, listings, strict=True):
+        present = [i not in shard.removed for i in listing["image_id"].to_pylist()]
+        if forbidden := find_forbidden(shard.root, listing.filter(pa.array(present, pa.bool_()))):
+            raise ConfigError(
+                f"There is no permission to read {len(forbidden)} files of {corpus.name}, such as "
+                f"{quoted(forbidden[0])}; grant it, or remove them."
             )
 
 

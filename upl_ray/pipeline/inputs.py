@@ -296,28 +296,26 @@ def negative_prompts(spec: ClipSpec, template: str, words: tuple[str, ...]) -> l
 
 
 def read_names(field: str, given: str | tuple[str, ...], others: str) -> list[str]:
-    """Names from a list, or the lines of a text file; `others` are the forms that are no file.
+    """Names from a list, as they are, or the lines of a text file; `others` are the forms that are no file.
 
     Raises:
-        ConfigError: the file cannot be read, or names hold marks of a table or of another format.
+        ConfigError: the file cannot be read, or its lines hold marks of a table or of another format.
     """
     if isinstance(given, tuple):
-        lines, place = list(given), field
-    else:
-        lines, place = _read_lines(field, given, others), f"{field} {given!r}"
+        return list(given)
+    lines, remedy = read_lines(field, given, others), "write names alone, one a line, or a list instead of the file"
     if note := next((line for line in lines if re.match(r"#\s", line)), None):
-        raise ConfigError(f"{place} holds {quoted(note.strip())}, which would be a name; remove the line.")
+        raise ConfigError(f"{field} {given!r} holds {quoted(note.strip())}, which would be a name; remove the line.")
     if mark := _mark_of(lines):
-        raise ConfigError(
-            f"Every name of {place} {mark}, which a prompt would read, too: {quoted(lines[-1])}; write names alone, "
-            f"one a line."
-        )
+        shown = quoted(max(lines[:3], key=len))
+        raise ConfigError(f"Every name of {field} {given!r} {mark}, which a prompt would read, too: {shown}; {remedy}.")
     if odd := next((line for line in lines if "\t" in line or re.fullmatch(r'\s*".*"\s*,?\s*', line)), None):
-        raise ConfigError(f"{place} holds {quoted(odd)}, with a tab or in quotes; write names alone, one a line.")
+        raise ConfigError(f"{field} {given!r} holds {quoted(odd)}, with a tab or in quotes; {remedy}.")
     return lines
 
 
-def _read_lines(field: str, given: str, others: str) -> list[str]:
+def read_lines(field: str, given: str, others: str) -> list[str]:
+    """The lines of a text file; see `read_names`."""
     if given.lower().endswith(TABLES):
         raise ConfigError(f"{field} {given!r} is no plain text; write one name a line into a .txt file, or a list.")
     try:

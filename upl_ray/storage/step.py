@@ -114,22 +114,38 @@ class Step:
     def forget_lost(self) -> list[str]:
         """Take back what the step declares done where a file of it is gone, so that it is made again; the files' names.
 
-        Only names are looked at, and of a shard with several parts, whether there is any: commits may be very many. The
-        rest is checked when it is read. What is declared was written before, so files are listed after declarations.
+        Only names are looked at, in one listing, and of a shard with several parts, whether there is any: commits may
+        be very many. The rest is checked when it is read. What is declared was written before, and names are listed in
+        their order, so parts after commits; they are once more before one is taken back: another run may have made it.
+
+        Raises:
+            Damaged: the declaration may not be deleted, as of a role that may only write; names it.
         """
         files = (self.find_manifest() or {}).get("files", {})
-        there = {f"{f}{n}" for f in {f[: f.rfind("/") + 1] for f in files} for n in self.store.names(self.path(f))}
-        lost = sorted(files.keys() - there)
-        if lost:
-            self.store.delete(self.path(MANIFEST))
-        committed = self.committed()
-        parts = {f"parts/{n}" for n in (self.store.names(self.path("parts")) if committed else ())}
-        suspects = sorted(committed - {p.removeprefix("parts/").rpartition("-")[0] for p in parts})
-        for shard, named in zip(suspects, read_ahead(suspects, self._parts_of), strict=True):
-            if gone := sorted(set(named) - parts):
-                self.store.delete(self.path(f"commits/{shard}.json"))
-                lost += gone
+        there = self._names()
+        if not files.keys() <= there and (lost := sorted(files.keys() - self._names())):
+            self._take_back(MANIFEST, lost[0])
+        else:
+            lost = []
+        begun = {n.removeprefix("parts/").rpartition("-")[0] for n in there if n.startswith("parts/")}
+        declared = {n.removeprefix("commits/").removesuffix(".json") for n in there if n.startswith("commits/")}
+        suspects = sorted(declared - begun)
+        named = dict(zip(suspects, read_ahead(suspects, self._parts_of), strict=True))
+        again = self._names() if any(named.values()) else set()
+        for shard, parts in named.items():
+            if parts and again.isdisjoint(parts):
+                self._take_back(f"commits/{shard}.json", parts[0])
+                lost += parts
         return lost
+
+    def _names(self) -> set[str]:
+        return set(self.store.names_below(self.folder))
+
+    def _take_back(self, declaration: str, lost: str) -> None:
+        try:
+            self.store.delete(self.path(declaration))
+        except OSError:
+            raise damaged(self.store.join(self.path(lost)), self.store.join(self.path(declaration))) from None
 
     def _parts_of(self, shard: str) -> list[str]:
         try:

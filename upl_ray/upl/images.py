@@ -32,6 +32,7 @@ EXTENSIONS = (
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # not PIL's others, some of which run programs
 BYTES_OF_PIXEL = 16  # of the widest format, four floats; a file with more bytes for each of its pixels is no image
 CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop: torchvision's default, which CoOp uses
+OVERSHOOT = 2.5  # of floats that were resized bicubically, beyond 0 and 255
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bits a channel
 MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG, beside those within a scan
 # PIL's decoders raise these on files that are damaged, truncated or no images at all.
@@ -166,7 +167,7 @@ def _check_depth(image: Image.Image) -> None:
     if image.mode in DEEP:
         values = np.asarray(image.convert("I") if image.mode.startswith("I;") else image)
         lowest, highest = float(values.min()), float(values.max())  # NaN if one is
-        in_bytes = lowest >= 0 and highest <= 255
+        in_bytes = lowest > -OVERSHOOT and highest < 255 + OVERSHOOT
         if not in_bytes or (image.mode == "F" and highest < 2):  # up to 1, or a little more after resampling
             raise Rejected(rejection.too_deep(image.mode, lowest, highest))
 

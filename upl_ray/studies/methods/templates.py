@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import open_clip
 
+from upl_ray.config.classnames import has_unseen
 from upl_ray.errors import ConfigError
-from upl_ray.pipeline.inputs import check_prompts, read_names
+from upl_ray.pipeline.inputs import check_prompts, read_lines
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.zero_shot import fill_template
+
+# Marks of YAML, Python, tables and notes; a comma, and quotes around the name alone, belong to templates.
+ODD = re.compile(r"""[-*•]\s|\[|\]$|#\s|\d+[\t,;]|(["']).*\1\s*,$|(["'])(?!\{\}\2).*\2$""")
 
 
 def read_templates(given: str | tuple[str, ...], spec: ClipSpec, classnames: tuple[str, ...]) -> tuple[str, ...]:
@@ -23,6 +29,8 @@ def read_templates(given: str | tuple[str, ...], spec: ClipSpec, classnames: tup
         raise ConfigError(f"compare.templates: {problem}; write for example 'a photo of a {{}}.'")
     if doubled := next((t for t in templates if templates.count(t) > 1), None):
         raise ConfigError(f"compare.templates: {doubled!r} stands twice, and would weigh double; keep one of them.")
+    if unseen := next(filter(has_unseen, templates), None):
+        raise ConfigError(f"compare.templates: {unseen!a} holds a character that cannot be seen; type it again.")
     for template in templates:
         check_prompts(spec, fill_template(template, classnames))
     return templates
@@ -34,6 +42,7 @@ def templates_of(given: str | tuple[str, ...]) -> tuple[str, ...]:
         return given
     if given == "imagenet":
         return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
-    return tuple(
-        line.strip() for line in read_names("compare.templates", given, "a list or `imagenet`") if line.strip()
-    )
+    templates = tuple(filter(None, map(str.strip, read_lines("compare.templates", given, "a list or `imagenet`"))))
+    if odd := next(filter(ODD.match, templates), None):
+        raise ConfigError(f"compare.templates {given!r} holds {odd!r}; write templates alone, one a line, or a list.")
+    return templates
