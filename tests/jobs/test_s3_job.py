@@ -125,7 +125,8 @@ def test_a_run_with_nothing_new_needs_no_ray_and_few_requests(
     asked_for = count(asked)
     assert asked_for["LIST"] <= 12 + RESULTS
     assert asked_for["PUT"] <= 4  # config.json, run.json
-    assert asked_for["GET"] <= 20 + RESULTS + 4 * SHARDS  # manifests; of each shard images, labels, rejections, predictions
+    # Manifests; of each shard images, labels, rejections and predictions.
+    assert asked_for["GET"] <= 20 + RESULTS + 4 * SHARDS
 
 
 def test_the_classifier_loads_from_its_address(
