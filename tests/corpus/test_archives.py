@@ -85,7 +85,7 @@ def test_archives_behind_each_other_are_all_read(tmp_path: Path) -> None:
 
 def test_a_name_in_two_archives_behind_each_other_is_refused(tmp_path: Path) -> None:
     """Shards that all begin at 0000.jpg: one of two images, or labels, would be lost. Side files are none."""
-    for parts in ([{"0000.jpg": b"a"}, {"0000.jpg": b"b"}], [{"1.jpg": b"", "0000.cls": b"0"}, {"0000.cls": b"1"}]):
+    for parts in ([{"0000.jpg": b"a"}, {"0000.jpg": b"b"}], [{"0000.jpg": b"", "0000.cls": b"0"}, {"0000.cls": b"1"}]):
         whole = b""
         for part in parts:
             write_tar(tmp_path / "part.tar", part)
@@ -100,7 +100,7 @@ def test_a_name_in_two_archives_behind_each_other_is_refused(tmp_path: Path) -> 
 def test_side_files_of_archives_behind_each_other_are_no_labels(tmp_path: Path) -> None:
     whole = b""
     for image in ("a.jpg", "b.jpg"):
-        write_tar(tmp_path / "part.tar", {"info.json": b'{"author": "x"}', image: b""})
+        write_tar(tmp_path / "part.tar", {"info.json": b'{"author": "x"}', "index.json": b'{"class": 1}', image: b""})
         whole += (tmp_path / "part.tar").read_bytes()
     (tmp_path / "all.tar").write_bytes(whole)
     assert set(read_all(listed(tmp_path, tmp_path / "all.tar"))) == {"all.tar!a.jpg", "all.tar!b.jpg"}
@@ -118,7 +118,7 @@ def test_a_member_that_is_replaced_is_counted(tmp_path: Path) -> None:
     corpus = listed(tmp_path, tmp_path / "a.tar")
     assert read_all(corpus) == {"a.tar!0.jpg": b"new!", "a.tar!1.jpg": b""}
     assert labels(corpus) == {"a.tar!0.jpg": "2", "a.tar!1.jpg": None}
-    assert str(corpus.left_out) == "2 x member that a later one of its name replaces (a.tar!0.jpg)"
+    assert str(corpus.left_out) == "3 x member that a later one of its name replaces (a.tar!0.jpg)"
 
 
 SAMPLES = {

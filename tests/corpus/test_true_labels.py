@@ -102,6 +102,7 @@ def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:
         ),
         (["00_cat", "01_dog", "background"], ("cat", "dog", "background")),
         (["(1) cat", "(2) dog"], ("cat", "dog")),
+        (["001.2CV", "002.Beetle"], ("2CV", "Beetle")),
         (["7-cat", "9-dog"], ("7-cat", "9-dog")),
         (["2 seasons", "7 dwarfs"], ("2 seasons", "7 dwarfs")),
         (["01_cat", "01_dog"], ("01 cat", "01 dog")),

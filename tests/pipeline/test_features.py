@@ -318,7 +318,7 @@ def test_files_that_may_not_be_read_are_refused_before_work() -> None:
             os.setresuid(65534, 65534, 0)
         try:
             with pytest.raises(
-                ConfigError, match=r"no permission to read 1 files of .*photos, such as '.*b\.png'; grant"
+                ConfigError, match=r"no permission to read files of .*photos, such as '.*b\.png'; grant"
             ):
                 check_some_images([corpus], {s.id for s in corpus.shards}, 0.01, GEOMETRY)
             check_some_images([corpus], set(), 0.01, GEOMETRY)  # nothing of it is to be read

@@ -109,12 +109,16 @@ def test_templates_are_imagenet_s_a_file_s_or_given(tmp_path: Path) -> None:
     assert read_templates(str(file), spec, names) == ("a {}.", "the {}")
     assert read_templates(("one {}",), spec, names) == ("one {}",)
     (tmp_path / "notebook.txt").write_text("'a bad {}.',\n'the {}.',\n")
+    odd = ("- a {}", "1. a {}", "1\ta {}", "a {}\t1", "a {},0", '{"a {}", "b {}"}', "['a {}']", "# {}")
+    for i, line in enumerate(odd):
+        (tmp_path / f"{i}.txt").write_text(f"a photo of a {{}}.\n{line}\n")
     for given, message in (
         (str(tmp_path / "none.txt"), "cannot be read"),
         ("foo://x/y", r"compare.templates 'foo://x/y' cannot be read .*give a text file"),
         (("a photo",), "exactly one"),
         (("a {} " + 50 * "long ",), "does not fit"),
         (("a {}", "the {}", "a {}"), "'a {}' stands twice"),
+        *((str(tmp_path / f"{i}.txt"), "holds .* write templates alone") for i in range(len(odd))),
         (str(tmp_path / "notebook.txt"), r"'.*notebook\.txt' holds \"'a bad {}\.',\"; write templates alone"),
     ):
         with pytest.raises(ConfigError, match=message):

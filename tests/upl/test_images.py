@@ -95,7 +95,7 @@ def test_crops_of_every_mode_and_shape_equal_open_clips(mode: str) -> None:
         ([np.nan, 60.0], "mode F, values from nan to nan"),  # the border of a map
         ([7.0, np.inf], "mode F, values from 7 to inf"),
         ([-2000, 200], "mode I, values from -2000 to 200"),  # CT
-        ([0, 258], "mode I, values from 0 to 258"),
+        ([0, 256], "mode I, values from 0 to 256"),
         ([0, 255], ""),
         ([-0.24, 255.4], ""),  # after resampling, too
         ([0.0, 255.0], ""),

@@ -149,7 +149,8 @@ def finish_tasks(step: str, tasks: list[Any], unit: str, compute: Compute, needs
 def _hide_trace(record: logging.LogRecord) -> bool:
     """Keep Ray's pages about an error that the job ends with in one sentence for Ray's own log file."""
     error = sys.exc_info()[1]
-    record.hide = isinstance(error, ray.exceptions.RayError) and bool(job_error_in(error))
+    if isinstance(error, ray.exceptions.RayError) and job_error_in(error):
+        record.hide = True
     return True
 
 

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from upl_ray.errors import ConfigError, quoted
 
 # A class' number or WordNet's, and its name: `001.Laysan_Albatross`, `n02085620-Chihuahua`, `3: cat`.
-NUMBERED = re.compile(r"\s*[\[(]?(n\d{8}|\d+)\s*([-_,;:)\]\s]|\.(?!\d))\s*(\S*[^\W\d_].*)")
+NUMBERED = re.compile(r"\s*[\[(]?(n\d{8}|\d+)\s*([-._,;:)\]\s])\s*(\S*[^\W\d_].*)")
 
-# Joiners, variants and tags, unless they stand behind another character than ASCII's, or make a keycap.
-UNSEEN = re.compile("(?:^|[\\x00-\\x7f])(?:[\u034f\u200c\u200d\ufe00-\ufe0f](?!\u20e3)|[\U000e0020-\U000e007f])")
+# Joiners and variants, unless they stand behind another character than ASCII's or make a keycap; tags but in flags.
+UNSEEN = re.compile(
+    "(?:^|[\\x00-\\x7f])[\u034f\u200c\u200d\ufe00-\ufe0f](?!\u20e3)|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0020-\U000e007f]"
+)
+SEEN = re.compile("(?:^|[\\x00-\\x7f])(?:[\u034f\u200c\u200d\ufe00-\ufe0f](?!\u20e3)|[\U000e0020-\U000e007f])")
 SEEN = re.compile("[\u200c\u200d\U000e0020-\U000e007f\u0600-\u0605\u06dd\u070f\u08e2\U000110bd\U000110cd]")
 
 
@@ -52,8 +55,13 @@ def without_numbers(folders: Sequence[str]) -> list[str]:
     ordered = len(set(numbers)) == len(set(behind)) == len(found) and not any(n.startswith("n") for n in numbers)
     values = sorted(map(int, numbers)) if ordered else []
     near = bool(values) and values[0] <= 1 and values[-1] <= 2 * len(values) and not {"-", " "} & set(marks)
+    near &= not any(m[2] == "." and m[3][0].isdecimal() and m[1][0] != "0" for m in found.values())  # 5.56x45
     names = behind if near else behind_numbers(list(found))
-    if names is None or 2 * len(found) <= len(folders) or not set(names).isdisjoint(folders):
+    if (
+        names is None
+        or 2 * len(found) <= len(folders)
+        or not set(map(clean_classname, names)).isdisjoint(map(clean_classname, folders))
+    ):
         return list(folders)
     turned = dict(zip(found, names, strict=True))
     return [turned.get(name, name) for name in folders]

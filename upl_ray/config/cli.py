@@ -67,12 +67,12 @@ def _set_variables() -> None:
     os.environ["MPLBACKEND"] = "agg"
     # Ray's processes, and its parts in this one, would die of warnings that are nobody's here.
     given = [option for option in os.environ.get("PYTHONWARNINGS", "").split(",") if option]
-    kept = [option for option in given if not "error".startswith(option.partition(":")[0].strip())]
+    kept = [option for option in given if not option.startswith("e")]  # error, or a part of it
     if kept != given:
         os.environ["PYTHONWARNINGS"] = ",".join(kept)
-        warnings.resetwarnings()
+        warnings.filters[:] = [f for f in warnings.filters if f[0] != "error"]  # type: ignore[index]
         for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):  # as by default
-            warnings.simplefilter("ignore", kind)
+            warnings.simplefilter("ignore", kind, append=True)
 
 
 def _open_streams() -> None:

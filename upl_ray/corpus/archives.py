@@ -13,7 +13,7 @@ import math
 import re
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -90,6 +90,7 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
     images: dict[str, tuple[int, int]] = {}  # name -> offset, size
     labels: dict[str, dict[str, str]] = {"json": {}, "cls": {}}  # name without its suffix -> label
     begins: dict[str, int] = {}  # name of an image or a label -> where its archive begins
+    doubled: list[str] = []  # names of images and labels in two archives behind each other
     try:
         with fs.open_input_file(path) as file, io.BufferedReader(file, BUFFER) as buffered:
             for member, tar, start in _members(buffered, file.size()):
@@ -104,31 +105,37 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
                     left_out.add(SYSTEM, name) if is_of_system(name) else count_suffixes([name], left_out)
                     continue
                 label = None if is_image else _read_label(tar, member, name, left_out)
-                if label is None and not is_image:  # of a side file; or it replaces one with a label
-                    labels[kind.lower()].pop(stem, None)
-                    continue
-                if begins.get(name, start) < start:
-                    raise ConfigError(
-                        f"{path!r} is made of archives of which two hold {quoted(name)}; leave them apart, or give "
-                        f"their members different names."
-                    )
-                if name in begins:  # as `tar --update` writes it
-                    left_out.add(REPLACED, name)
+                before = None if is_image else labels[kind.lower()].pop(stem, None)
+                if name in begins and (is_image or label is not None or before is not None):
+                    if begins[name] < start:
+                        doubled.append(name)
+                    else:  # as `tar --update` writes it
+                        left_out.add(REPLACED, name)
                 begins[name] = start
-                if label is None:
+                if is_image:
                     images[name] = member.offset_data, LINK if link else SPARSE if member.issparse() else member.size
-                else:
+                elif label is not None:
                     labels[kind.lower()][stem] = label
-    except ConfigError:
-        raise
     except TAR_ERRORS as error:
         reason = first_line(error)
         raise ConfigError(f"{path!r} is no tar archive, or damaged ({reason}); repair or remove it.") from None
+    _check_doubled(path, doubled, images)
     given = _labels_of_images(path, list(images), labels["json"] | labels["cls"], suffix)
     for name in images.keys() - given.keys():
         left_out.add(f".{_key(name)[1]}", name)
     rows: list[Row] = [(name, given[name], *place) for name, place in images.items() if name in given]
     return Index(rows, [len(rows)], left_out)  # may be cut anywhere
+
+
+def _check_doubled(path: str, doubled: list[str], images: Iterable[str]) -> None:
+    """Refuse names that two archives behind each other hold, of images and of their labels."""
+    keys = {key for name in images for key in (_key(name)[0], name.rpartition(".")[0])} if doubled else set()
+    found = next((name for name in doubled if not keys.isdisjoint((_key(name)[0], name.rpartition(".")[0]))), None)
+    if found:
+        raise ConfigError(
+            f"{path!r} is made of archives of which two hold {quoted(found)}; leave them apart, or give their members "
+            f"different names."
+        )
 
 
 def _labels_of_images(path: str, names: list[str], labels: dict[str, str], suffix: str) -> dict[str, str | None]:

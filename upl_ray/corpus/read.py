@@ -98,7 +98,8 @@ def _in_one_sentence(root: str) -> Iterator[None]:
 
 def find_forbidden(root: str, listing: pa.Table) -> list[str]:
     """Local files of some images that may not be read; object storage says it when they are read."""
-    places = (_open(root, file) for file in dict.fromkeys(listing["file"].to_pylist()))
+    with _in_one_sentence(root):
+        places = [_open(root, file) for file in dict.fromkeys(listing["file"].to_pylist())]
     local = [os.fsencode(path) for fs, path in places if isinstance(fs, pafs.LocalFileSystem)]
     return [os.fsdecode(path) for path in local if not os.access(path, os.R_OK) and os.path.lexists(path)]
 

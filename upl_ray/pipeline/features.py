@@ -42,7 +42,7 @@ from upl_ray.errors import ConfigError, JobError, quoted
 from upl_ray.progress import Progress
 from upl_ray.storage import schema
 from upl_ray.storage.step import Step
-from upl_ray.storage.store import Store, read_ahead
+from upl_ray.storage.store import Store, is_remote, read_ahead
 from upl_ray.upl import images, rejection
 from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.images import Geometry
@@ -111,13 +111,14 @@ def check_some_images(
 
 
 def _check_permissions(corpus: Corpus, shards: Sequence[Shard]) -> None:
-    listings = read_ahead(shards, lambda shard: corpus.listing(shard, ["image_id", "file"]))
-    for shard, listing in zip(shards, listings, strict=True):
+    local = [s for s in shards if not is_remote(s.root)]
+    listings = read_ahead(local, lambda shard: corpus.listing(shard, ["image_id", "file"]))
+    for shard, listing in zip(local, listings, strict=True):
         present = [i not in shard.removed for i in listing["image_id"].to_pylist()]
         if forbidden := find_forbidden(shard.root, listing.filter(pa.array(present, pa.bool_()))):
             raise ConfigError(
-                f"There is no permission to read {len(forbidden)} files of {corpus.name}, such as "
-                f"{quoted(forbidden[0])}; grant it, or remove them."
+                f"There is no permission to read files of {corpus.name}, such as {quoted(forbidden[0])}; grant it, or "
+                f"remove them."
             )
 
 

@@ -127,13 +127,12 @@ class Step:
             self._take_back(MANIFEST, lost[0])
         else:
             lost = []
-        begun = {n.removeprefix("parts/").rpartition("-")[0] for n in there if n.startswith("parts/")}
         declared = {n.removeprefix("commits/").removesuffix(".json") for n in there if n.startswith("commits/")}
-        suspects = sorted(declared - begun)
+        suspects = sorted(declared - _shards_with_parts(there))
         named = dict(zip(suspects, read_ahead(suspects, self._parts_of), strict=True))
-        again = self._names() if any(named.values()) else set()
+        again = _shards_with_parts(self._names()) if any(named.values()) else set()
         for shard, parts in named.items():
-            if parts and again.isdisjoint(parts):
+            if parts and shard not in again:
                 self._take_back(f"commits/{shard}.json", parts[0])
                 lost += parts
         return lost
@@ -222,6 +221,10 @@ class Step:
         """
         parts = self.read_commit(shard)["parts"]
         return pa.concat_tables([self.read_part(p, columns, shard) for p in parts])
+
+
+def _shards_with_parts(names: Iterable[str]) -> set[str]:
+    return {n.removeprefix("parts/").rpartition("-")[0] for n in names if n.startswith("parts/")}
 
 
 def open_step(store: Store, folder: str) -> Step:

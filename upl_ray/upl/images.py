@@ -167,7 +167,8 @@ def _check_depth(image: Image.Image) -> None:
     if image.mode in DEEP:
         values = np.asarray(image.convert("I") if image.mode.startswith("I;") else image)
         lowest, highest = float(values.min()), float(values.max())  # NaN if one is
-        in_bytes = lowest > -OVERSHOOT and highest < 255 + OVERSHOOT
+        margin = OVERSHOOT if image.mode == "F" else 0
+        in_bytes = lowest >= -margin and highest <= 255 + margin
         if not in_bytes or (image.mode == "F" and highest < 2):  # up to 1, or a little more after resampling
             raise Rejected(rejection.too_deep(image.mode, lowest, highest))
 

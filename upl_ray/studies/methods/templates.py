@@ -13,7 +13,9 @@ from upl_ray.upl.clip_spec import ClipSpec
 from upl_ray.upl.zero_shot import fill_template
 
 # Marks of YAML, Python, tables and notes; a comma, and quotes around the name alone, belong to templates.
-ODD = re.compile(r"""[-*•]\s|\[|\]$|#\s|\d+[\t,;]|(["']).*\1\s*,$|(["'])(?!\{\}\2).*\2$""")
+ODD = re.compile(
+    r"""[-*•]\s|\[|\]$|\{["']|#\s|\d+([\t,;]|[.)]\s)|.*(\t|[,;]\s*\d+$)|(["']).*\3\s*,$|(["'])(?!\{\}\4).*\4$"""
+)
 
 
 def read_templates(given: str | tuple[str, ...], spec: ClipSpec, classnames: tuple[str, ...]) -> tuple[str, ...]:
