@@ -48,7 +48,14 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, folders: list[str]) 
 
 
 @pytest.mark.parametrize(
-    "folders", [["fold1", "fold2"], ["part_1", "part_2"], ["batch-0", "batch-1"], ["images_001", "images_002"]]
+    "folders",
+    [
+        ["fold1", "fold2"],
+        ["part_1", "part_2"],
+        ["batch-0", "batch-1"],
+        ["images_001", "images_002"],
+        ["HAM_part_1", "HAM_part_2"],
+    ],
 )
 def test_numbered_parts_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
     with pytest.raises(ConfigError, match=f"names of parts .* lead to one .*/in/{folders[0]}"):

@@ -19,10 +19,10 @@ from upl_ray.upl.metrics import UNLABELED, Labels, class_numbers, true_labels
 log = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"([0-9]+)(\.0)?")  # of a class, as tables hold it
-# Words of folders' names, in small letters. Of numbered parts with a number only: `fold_1`.
+# Words of folders' names, in small letters; those of numbered parts stand before a number: `fold_1`.
 SPLITS = re.compile(r"train(ing|val)?|val|valid(ation)?|dev|eval(uation)?|holdout|test(ing)?|unlabell?ed")
-NUMBERED_SPLITS = re.compile(r"fold|split|part|batch")
 DATA = re.compile(r"data|(image|img|photo|picture|annotation|label|set)s?")
+NUMBERED_PART = re.compile(rf"fold|split|part|batch|{DATA.pattern}")
 SOURCES = {  # what to do where a rule finds no label
     "folders": "let the address lead to the folder above those of the classes",
     "column": f"call their column {' or '.join(LABEL_COLUMNS)}, in small letters and with text or numbers in it",
@@ -138,10 +138,12 @@ def _parts_among(names: list[str]) -> list[str]:
     for name in names:
         words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
         rest = [w for w in words if not SPLITS.fullmatch(w) and not DATA.fullmatch(w)]
-        numbered = any(map(str.isdecimal, name)) and all(map(NUMBERED_SPLITS.fullmatch, rest))
-        if len(rest) < sum(not DATA.fullmatch(w) for w in words) or (rest and numbered):
-            parts[tuple([] if numbered else rest)].append(name)
-        bare += [name] if words and (numbered or not rest) else []
+        is_part = len(rest) < sum(not DATA.fullmatch(w) for w in words)
+        if name[-1].isdecimal() and words and NUMBERED_PART.fullmatch(words[-1]):  # fold_1, images_part_1
+            rest, is_part = [w for w in rest if not NUMBERED_PART.fullmatch(w)], True
+        if is_part:
+            parts[tuple(rest)].append(name)
+        bare += [name] if words and not rest else []
     several = [name for of_same in parts.values() if len(of_same) > 1 for name in of_same]
     return several or (bare if len(bare) == len(names) > 1 else [])
 
