@@ -16,7 +16,6 @@ NUMBERED = re.compile(r"\s*[\[(]?(n\d{8}|\d+)\s*([-._,;:)\]\s])\s*(\S*[^\W\d_].*
 UNSEEN = re.compile(
     "(?:^|[\\x00-\\x7f])[\u034f\u200c\u200d\ufe00-\ufe0f](?!\u20e3)|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0020-\U000e007f]"
 )
-SEEN = re.compile("(?:^|[\\x00-\\x7f])(?:[\u034f\u200c\u200d\ufe00-\ufe0f](?!\u20e3)|[\U000e0020-\U000e007f])")
 SEEN = re.compile("[\u200c\u200d\U000e0020-\U000e007f\u0600-\u0605\u06dd\u070f\u08e2\U000110bd\U000110cd]")
 
 
