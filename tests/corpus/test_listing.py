@@ -181,7 +181,7 @@ def test_a_folder_without_images_names_what_lies_there(tmp_path: Path) -> None:
 def write_results(store: Store) -> None:
     """Files of the kinds that jobs leave in their storage."""
     store.write("report/charts/confusion.png", b"a chart")
-    store.write("thumbs/cat.jpg", b"a thumbnail")
+    store.write("report/figures/cat.jpg", b"a thumbnail")
     store.write_table("predictions-0123456789ab/part.parquet", pa.table({"image_id": ["x"]}))
 
 
@@ -238,6 +238,13 @@ def test_storage_that_is_the_images_folder_itself_is_refused_in_the_first_run(tm
                 list_corpus(Store(storage), Source(uri=f"{tmp_path}{pattern}"), 10)
     assert list_corpus(Store(str(tmp_path)), Source(uri=f"{tmp_path}/*.jpg"), 10).images == 1  # results lie deeper
     assert list_corpus(Store(str(tmp_path)), Source(uri=f"{tmp_path}/cat"), 10).images == 1
+
+
+def test_storage_that_holds_images_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, {**PAIR, "fox/deep/c.JPG": b"3"})
+    for storage, name in (("cat", "a.jpg"), ("fox", "deep/c.JPG")):
+        with pytest.raises(ConfigError, match=f"storage_path '.*/{storage}' holds images, such as '{name}'; give"):
+            list_corpus(Store(f"{tmp_path}/{storage}"), Source(uri=str(tmp_path)), 10)
 
 
 @pytest.fixture

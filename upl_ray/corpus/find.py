@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -38,6 +38,7 @@ SUFFIXES: dict[Form, tuple[str, ...]] = {
 FORMS = f"files ending in {' '.join(EXTENSIONS)}, tar or Parquet archives of them, or a manifest (.txt, .csv, .jsonl)"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".tar.xz", ".zip")
 MOST_NAMES = 2_000_000  # that braces may stand for: 300 MB
+WRITTEN = re.compile(r"(^|/)(report|[a-z-]+-[0-9a-f]{12})/")  # in a path of results: a page's or a step's folder
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
@@ -81,7 +82,9 @@ def find(uri: str, results: str = "") -> Found:
         listing = Listing({pattern: file_version(uri)}) if is_file else list_files(folder)
         chosen = _matcher(pattern) if pattern and not is_file else None
         if not is_file:
-            listing.drop_results(_own_place(results, uri, folder, pattern) if results else "")
+            own = _own_place(results, uri, folder, pattern) if results else ""
+            _check_results(listing.files, own, results)
+            listing.drop_results(own)
     except ConfigError:
         raise
     except UNREACHABLE as error:
@@ -119,6 +122,17 @@ def _own_place(results: str, uri: str, folder: str, pattern: str) -> str:
             f"alike; give storage_path a folder that holds nothing else."
         )
     return place or ""
+
+
+def _check_results(files: Iterable[str], own: str, results: str) -> None:
+    """Refuse a folder of results that holds images which no run has written: they would be left out with it."""
+    inside = (f[len(own) + 1 :] for f in files if f.startswith(f"{own}/")) if own else iter(())
+    image = next((f for f in inside if f.lower().endswith(EXTENSIONS) and not WRITTEN.search(f)), None)
+    if image:
+        raise ConfigError(
+            f"storage_path {results!r} holds images, such as {image!r}; give storage_path a folder that holds nothing "
+            f"else."
+        )
 
 
 def _split(uri: str) -> tuple[str, str, bool]:
