@@ -55,9 +55,13 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, folders: list[str]) 
         ["batch-0", "batch-1"],
         ["images_001", "images_002"],
         ["HAM_part_1", "HAM_part_2"],
+        ["images"],  # Food-101
+        ["JPEGImages", "SegmentationClass"],
+        ["photos", "masks", "thumbs"],
+        ["train"],
     ],
 )
-def test_numbered_parts_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
+def test_numbered_parts_and_folders_of_all_images_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
     with pytest.raises(ConfigError, match=f"names of parts .* lead to one .*/in/{folders[0]}"):
         folder_names(corpus_of(tmp_path, folders))
 

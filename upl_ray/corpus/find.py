@@ -24,6 +24,7 @@ from upl_ray.corpus.listing import (
     list_files,
     place_of_results,
 )
+from upl_ray.corpus.masks import OF_ANOTHER, masks_among
 from upl_ray.errors import ConfigError, first_line
 from upl_ray.storage.store import UNREACHABLE, open_filesystem
 from upl_ray.upl.images import EXTENSIONS
@@ -96,6 +97,9 @@ def find(uri: str, results: str = "") -> Found:
         visible = {f: v for f, v in visible.items() if chosen(f)}
     visible = listing.drop_doubles(visible)
     by_form = {form: {f: v for f, v in visible.items() if f.lower().endswith(SUFFIXES[form])} for form in SUFFIXES}
+    for mask in masks_among(by_form["images"]):
+        listing.left_out.add(OF_ANOTHER, mask)
+        del by_form["images"][mask], visible[mask]
     if not pattern:
         by_form["manifest"] = {}  # a text file beside images is no manifest: a manifest is named itself
     present: list[Form] = [form for form, of_form in by_form.items() if of_form]

@@ -11,6 +11,7 @@ import numpy as np
 
 from upl_ray.config.classnames import check_classnames, clean_classname, without_numbers
 from upl_ray.corpus.archives import LABEL_COLUMNS
+from upl_ray.corpus.masks import IMAGES, MASK, words_of
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError, quoted
 from upl_ray.storage.store import read_ahead
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 NUMBER = re.compile(r"([0-9]+)(\.0)?")  # of a class, as tables hold it
 # Words of folders' names, in small letters; those of numbered parts stand before a number: `fold_1`.
 SPLITS = re.compile(r"train(ing|val)?|val|valid(ation)?|dev|eval(uation)?|holdout|test(ing)?|unlabell?ed")
-DATA = re.compile(r"data|(image|img|photo|picture|annotation|label|set)s?")
-NUMBERED_PART = re.compile(rf"fold|split|part|batch|{DATA.pattern}")
+DATA = re.compile(rf"{IMAGES.pattern}|{MASK.pattern}")
+NUMBERED_PART = re.compile(r"fold|split|part|batch|data|(image|img|photo|picture|annotation|label|set)s?")
 SOURCES = {  # what to do where a rule finds no label
     "folders": "let the address lead to the folder above those of the classes",
     "column": f"call their column {' or '.join(LABEL_COLUMNS)}, in small letters and with text or numbers in it",
@@ -114,7 +115,8 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
             f"to the folder above those of the classes, or list the class names."
         )
     if parts := _parts_among(names):
-        one = next((n for n in parts if "train" in n.lower()), parts[0])
+        photographs = [n for n in parts if not any(map(MASK.fullmatch, words_of(n)))] or parts
+        one = next((n for n in photographs if "train" in n.lower()), photographs[0])
         raise ConfigError(
             f"classnames is `folders`, which gives {', '.join(map(quoted, parts[:3]))} for {where}: names of "
             f"parts of a data set. Let corpus.uri lead to one ({roots[0]}/{one}), or list the class names."
@@ -136,16 +138,16 @@ def _parts_among(names: list[str]) -> list[str]:
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)  # of what: the words that are left
     bare = []
     for name in names:
-        words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+        words = words_of(name)
         rest = [w for w in words if not SPLITS.fullmatch(w) and not DATA.fullmatch(w)]
         is_part = len(rest) < sum(not DATA.fullmatch(w) for w in words)
         if name[-1].isdecimal() and words and NUMBERED_PART.fullmatch(words[-1]):  # fold_1, images_part_1
             rest, is_part = [w for w in rest if not NUMBERED_PART.fullmatch(w)], True
         if is_part:
             parts[tuple(rest)].append(name)
-        bare += [name] if words and not rest else []
+        bare += [name] if words and not rest and not NUMBERED.fullmatch(name) else []
     several = [name for of_same in parts.values() if len(of_same) > 1 for name in of_same]
-    return several or (bare if len(bare) == len(names) > 1 else [])
+    return several or (bare if len(bare) == len(names) else [])
 
 
 def _are_numbers(names: list[str]) -> bool:

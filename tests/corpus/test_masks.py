@@ -1,0 +1,64 @@
+"""Masks, label images and thumbnails beside the photographs that they belong to are no images of the corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from corpora import write_files, write_tar
+
+from upl_ray.config.settings import Source
+from upl_ray.corpus.find import find
+from upl_ray.corpus.masks import OF_ANOTHER, masks_among
+from upl_ray.corpus.shards import list_corpus
+from upl_ray.storage.store import Store
+
+# As data sets are published: photographs, and masks of them.
+LAYOUTS = {
+    "CUB": (["images/1.Jay/a_1.jpg"], ["segmentations/1.Jay/a_1.png"]),
+    "VOC": (["JPEGImages/2007_1.jpg"], ["SegmentationClass/2007_1.png", "SegmentationObject/2007_1.png"]),
+    "Oxford pets": (["images/cat_1.jpg"], ["annotations/trimaps/cat_1.png"]),
+    "BUSI": (["benign/benign (1).png"], ["benign/benign (1)_mask.png", "benign/benign (1)_mask_1.png"]),
+    "LGG": (["TCGA_CS/TCGA_1.tif", "TCGA_CS/TCGA_2.tif"], ["TCGA_CS/TCGA_1_mask.tif"]),
+    "Carvana": (["train/a_01.jpg"], ["train_masks/a_01_mask.gif"]),
+    "ISIC": (["ISIC_Training/ISIC_1.jpg"], ["ISIC_Training_GroundTruth/ISIC_1_segmentation.png"]),
+    "nested": (["train/images/a.jpg", "val/images/b.jpg"], ["train/masks/a.png", "val/masks/b.png"]),
+    "beside": (["a.jpg", "x/b.jpg"], ["a_seg.png", "x/b-thumbnail.jpg"]),
+}
+PHOTOGRAPHS = [
+    ["mask/1.jpg", "no_mask/1.jpg"],  # classes of faces
+    ["with_mask/1.jpg", "without_mask/1.jpg"],
+    ["seg_train/sea/1.jpg", "seg_test/sea/2.jpg"],  # Intel's scenes: parts
+    ["masks/1.jpg", "masks/2.jpg"],  # of a corpus of masks
+    ["label/1.jpg", "price tag/1.jpg"],
+    ["a_1.jpg", "a_2.jpg", "b_label.jpg", "mask.jpg", "_mask.jpg"],
+    ["images/a.jpg", "photos/a.jpg"],
+]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_masks_beside_their_photographs_are_left_out(name: str, tmp_path: Path) -> None:
+    photographs, masks = LAYOUTS[name]
+    files = dict.fromkeys(sorted([*photographs, *masks]), b"x")
+    assert sorted(masks_among(files)) == sorted(masks)
+    write_files(tmp_path / "in", files)
+    write_tar(tmp_path / "in.tar", files)
+    found = find(f"{tmp_path}/in")
+    assert sorted(found.files) == sorted(photographs)
+    assert dict(found.left_out.counts) == {OF_ANOTHER: len(masks)}
+    of_tar = list_corpus(Store(f"{tmp_path}/run"), Source(uri=f"{tmp_path}/in.tar"), 10)
+    assert (of_tar.images, dict(of_tar.left_out.counts)) == (len(photographs), {OF_ANOTHER: len(masks)})
+
+
+@pytest.mark.parametrize("files", PHOTOGRAPHS)
+def test_what_only_sounds_like_a_mask_counts(files: list[str], tmp_path: Path) -> None:
+    write_files(tmp_path, dict.fromkeys(files, b"x"))
+    found = find(str(tmp_path))
+    assert sorted(found.files) == sorted(files)
+    assert not found.left_out.counts
+
+
+def test_masks_that_a_pattern_or_an_address_chooses_count(tmp_path: Path) -> None:
+    write_files(tmp_path, dict.fromkeys(("images/a.jpg", "masks/a.png", "b.jpg", "b_mask.png"), b"x"))
+    assert set(find(f"{tmp_path}/masks").files) == {"a.png"}
+    assert set(find(f"{tmp_path}/**/*mask*.png").files) == {"b_mask.png"}
