@@ -59,15 +59,26 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, folders: list[str]) 
         ["JPEGImages", "SegmentationClass"],
         ["photos", "masks", "thumbs"],
         ["train"],
+        ["PrivateTest", "PublicTest", "Training"],  # FER-2013
+        ["images_background", "images_evaluation"],  # Omniglot
+        ["labeled", "unlabeled"],
+        ["extra", "train"],
+        ["trn", "tst"],
     ],
 )
 def test_numbered_parts_and_folders_of_all_images_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
-    with pytest.raises(ConfigError, match=f"names of parts .* lead to one .*/in/{folders[0]}"):
+    with pytest.raises(ConfigError, match=r"names of parts .* lead to one .*/in/[\w-]+\)"):
         folder_names(corpus_of(tmp_path, folders))
 
 
 NUMBERS = [["0", "1"], ["001", "002", "010"], ["-1", "0"], ["0.0", "1.0"], ["class_0", "class_1"]]
 NUMBERS += [["c0", "c1", "c2"], ["category_1", "category_2"], ["0_", "1_"], ["100APPLE", "101APPLE"]]
+NUMBERS += [
+    ["2023-05-01", "2023-05-02"],
+    ["2020_01_05", "2021_12_31"],
+    ["202301__", "202303_a"],
+    ["100GOPRO", "101GOPRO"],
+]
 
 
 @pytest.mark.parametrize("folders", [*NUMBERS, ["n01440764", "n01443537"]])
@@ -85,6 +96,9 @@ def test_numbers_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
         ["a_1", "b_2"],
         ["A320", "A330"],
         ["drawing", "photo", "picture"],
+        ["toy train", "train", "tram"],
+        ["mask", "no_mask"],
+        ["picture_frame", "tray"],
     ],
 )
 def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:

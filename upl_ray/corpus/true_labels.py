@@ -11,7 +11,7 @@ import numpy as np
 
 from upl_ray.config.classnames import check_classnames, clean_classname, without_numbers
 from upl_ray.corpus.archives import LABEL_COLUMNS
-from upl_ray.corpus.masks import IMAGES, MASK, words_of
+from upl_ray.corpus.masks import BESIDE, IMAGES, MASK, SPLITS, words_of
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError, quoted
 from upl_ray.storage.store import read_ahead
@@ -20,20 +20,22 @@ from upl_ray.upl.metrics import UNLABELED, Labels, class_numbers, true_labels
 log = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"([0-9]+)(\.0)?")  # of a class, as tables hold it
-# Words of folders' names, in small letters; those of numbered parts stand before a number: `fold_1`.
-SPLITS = re.compile(r"train(ing|val)?|val|valid(ation)?|dev|eval(uation)?|holdout|test(ing)?|unlabell?ed")
-DATA = re.compile(rf"{IMAGES.pattern}|{MASK.pattern}")
+# Words of folders' names; those of numbered parts stand before a number: `fold_1`.
+DATA = re.compile(rf"{IMAGES.pattern}|{MASK.pattern}|{BESIDE.pattern}")
 NUMBERED_PART = re.compile(r"fold|split|part|batch|data|(image|img|photo|picture|annotation|label|set)s?")
 SOURCES = {  # what to do where a rule finds no label
     "folders": "let the address lead to the folder above those of the classes",
     "column": f"call their column {' or '.join(LABEL_COLUMNS)}, in small letters and with text or numbers in it",
 }
-# Class numbers, as they are or behind a word, WordNet's, as ImageNet's folders have them, and those of cameras.
+# Class numbers, as they are or behind a word, WordNet's, as ImageNet's folders have them, days and months, and numbers
+# of cameras and phones (`100APPLE`, `202303_a`).
 NUMBERED = re.compile(
     r"[\W_]*\d+(\.\d+)?[\W_]*|n\d+|(class|category|cls|label|id)[-_ ]?\d+|"
+    r"(19|20)\d\d[-_. ]?[01]\d([-_. ]?[0-3]\d)?_*[a-z]?|"
     r"1\d\d(APPLE|CANON|NIKON|MEDIA|MSDCF|OLYMP|ANDRO|_?PANA|_?FUJI)",
     re.IGNORECASE,
 )
+CAMERA = re.compile(r"[1-9]\d\d([A-Z0-9_]{5})")  # numbers and five signs, by the rule for cameras (DCF)
 LETTERED = re.compile(r"([a-z])0*(\d+)", re.IGNORECASE)  # c0, c1, c2
 
 
@@ -134,20 +136,24 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
 
 
 def _parts_among(names: list[str]) -> list[str]:
-    """Names of parts of a data set: two or more of the same, `seg_train` and `seg_test`, or all if none says more."""
+    """Names of parts of a data set: two or more of the same, `seg_train` and `seg_test`, or all if they are like that.
+
+    All names are parts (`Training`, `PrivateTest`), say nothing (`images`), or begin with images' word (`images_new`).
+    """
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)  # of what: the words that are left
-    bare = []
+    bare, all_parts = [], True
     for name in names:
         words = words_of(name)
         rest = [w for w in words if not SPLITS.fullmatch(w) and not DATA.fullmatch(w)]
         is_part = len(rest) < sum(not DATA.fullmatch(w) for w in words)
         if name[-1].isdecimal() and words and NUMBERED_PART.fullmatch(words[-1]):  # fold_1, images_part_1
             rest, is_part = [w for w in rest if not NUMBERED_PART.fullmatch(w)], True
+        all_parts &= is_part or bool(words and IMAGES.fullmatch(words[0]) and len(words) > 1)
         if is_part:
             parts[tuple(rest)].append(name)
         bare += [name] if words and not rest and not NUMBERED.fullmatch(name) else []
     several = [name for of_same in parts.values() if len(of_same) > 1 for name in of_same]
-    return several or (bare if len(bare) == len(names) else [])
+    return several or (bare if len(bare) == len(names) else names if all_parts else [])
 
 
 def _are_numbers(names: list[str]) -> bool:
@@ -155,6 +161,9 @@ def _are_numbers(names: list[str]) -> bool:
     lettered = [m for m in map(LETTERED.fullmatch, names) if m]
     letters, numbers = {m[1].lower() for m in lettered}, sorted(int(m[2]) for m in lettered)
     counted = numbers == list(range(len(names))) or (letters == {"c"} and numbers == list(range(1, len(names) + 1)))
+    of_camera = {m[1] if (m := CAMERA.fullmatch(name)) else None for name in names}
+    if len(of_camera) == 1 and None not in of_camera:
+        return True
     return all(map(NUMBERED.fullmatch, names)) or (counted and len(letters) == 1 < len(names))
 
 
