@@ -193,6 +193,8 @@ def test_names_that_no_image_can_have_are_reasons_and_stop_nothing(tmp_path: Pat
         ("m.csv", "path\tlabel\na.jpg\tcat\n", r"its columns are parted by '\\t'; save it with commas"),
         ("m.csv", "path,label\na.jpg,cat\nb.jpg,dog, wet\n", "row 2 has more cells than columns; put cells that hold"),
         ("m.csv", 'path,label\na.jpg,cat\n"b.jpg,dog\nc.jpg,dog\n', "cannot be read: unexpected end of data"),
+        ("m.csv", "\npath,label\na.jpg,cat\n", "its first line, '', names no columns; remove it"),
+        ("m.csv", "sep=,\npath,label\na.jpg,cat\n", "its first line, 'sep=,', names no columns; remove it"),
         ("m.csv", "path,label\ra.jpg,cat\r", "its lines end at carriage returns; save it with line feeds"),
         ("m.csv", "path,label,label\na.jpg,cat,dog\n", "it has two columns 'label'; remove one"),
         ("m.jsonl", '["a.jpg"]\n', "every line must be an object"),

@@ -51,11 +51,28 @@ MARKED_LINES = {
     "folders": ["cat/", "dog/"],
     "paths": ["/data/cat", "/data/dog"],
     "ids": ["n01440764", "n01443537"],
+    "sections": ["train/cat", "train/dog"],
+    "counts": ["   12 cat", "    5 dog"],
+    "two": ["cat,Katze", "dog,Hund"],
     "tabs": ["cat\tFelis", "dog"],
     "quoted": ["cat", '"dog, big"'],
     "mac": ["cat\rdog\rbird"],
     "commas-alone": ["tree, house"],
     "notes": ["# animals", "cat", "dog"],
+}
+# A line of a file of names -> what is refused in it, as it is shown.
+SIGNS = {
+    "name;de": ";",
+    "cat|Katze": r"\|",
+    "cat = Katze": "=",
+    r"photos\cat": r"\\\\",
+    "\u201ccat\u201d": r"\\u201c",
+    "cat &amp; dog": ";",
+    "Br\ufffdtchen": r"\\ufffd",
+    "cat\rdog": r"\\r",
+    "cat\x0cdog": r"\\x0c",
+    "cat\u2028dog": r"\\u2028",
+    "cat\x85dog": r"\\x85",
 }
 
 
@@ -167,10 +184,18 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
                 "folders": "ends with a slash, as a folder",
                 "paths": "begins with a slash, as a path",
                 "ids": "is a number of WordNet",
+                "sections": "holds a slash, as a path",
+                "counts": "begins with a number",
+                "two": "is parted by a comma",
             }.items()
         ),
-        ({"classnames": "tabs.txt"}, r"'tabs\.txt' holds 'cat\\tFelis', with a tab or in quotes; write names alone"),
-        ({"classnames": "quoted.txt"}, r"""'quoted\.txt' holds '"dog, big"', with a tab or in quotes"""),
+        ({"classnames": "tabs.txt"}, r"'tabs\.txt' holds 'cat\\tFelis', with '\\t' in it; write names alone"),
+        ({"classnames": "quoted.txt"}, r"""'quoted\.txt' holds '"dog, big"', with '"' in it"""),
+        *(
+            ({"classnames": f"sign{i}.txt"}, rf"'sign{i}\.txt' holds .*, with '{sign}' in it; write names alone")
+            for i, sign in enumerate(SIGNS.values())
+        ),
+        ({"classnames": "header.txt"}, r"'header\.txt' begins with 'Class_Name', as a table; remove the line, or give"),
         ({"classnames": "mac.txt"}, r"lines of classnames 'mac\.txt' end at carriage returns; save it with line feeds"),
         ({"classnames": "notes.txt"}, r"classnames 'notes\.txt' holds '# animals', which would be .* remove the line"),
         (
@@ -237,6 +262,9 @@ def test_what_cannot_work_is_refused_with_the_value_and_the_remedy(
     (photos.parent / "loop").symlink_to("loop")
     (photos.parent / "latin.txt").write_bytes("é\nè\n".encode("latin-1"))
     (photos.parent / "photos.txt").write_text("photos/cat/a.png\n")
+    for i, name in enumerate(SIGNS):
+        (photos.parent / f"sign{i}.txt").write_bytes(f"cat\r\n{name}\r\nbird".encode())
+    (photos.parent / "header.txt").write_text("Class_Name\ncat\ndog")
     for name, lines in MARKED_LINES.items():
         (photos.parent / f"{name}.txt").write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=message):

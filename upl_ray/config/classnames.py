@@ -72,7 +72,7 @@ def has_unseen(text: str) -> bool:
     Joiners and variants of scripts and emoji stand behind other characters than ASCII's.
     """
     return UNSEEN.search(text) is not None or any(
-        unicodedata.category(c) in ("Cc", "Cf") and not SEEN.match(c) for c in text
+        unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") and not SEEN.match(c) for c in text
     )
 
 
@@ -85,7 +85,7 @@ def check_classnames(names: list[str]) -> tuple[str, ...]:
     cleaned = [clean_classname(n) for n in names]
     if "" in cleaned:
         raise ConfigError(f"Class name {cleaned.index('') + 1} of {len(names)} is empty; remove the line or name it.")
-    if unseen := next(filter(has_unseen, cleaned), None):
+    if unseen := next(filter(has_unseen, map(str.strip, names)), None):
         raise ConfigError(f"The class name {unseen!a} holds a character that cannot be seen; type the name again.")
     doubled = [name for name, count in Counter(cleaned).items() if count > 1]
     if doubled:

@@ -184,13 +184,15 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
     """Rows by the names of their columns, blanks around these left out.
 
     Raises:
-        ValueError: columns are parted by something else than commas, two that count have one name, or a row has more
-            cells than there are columns.
+        ValueError: the first line names no columns, or they are parted by something else than commas; two that count
+            have one name; or a row has more cells than there are columns.
         csv.Error: a quote is not closed, so that the rows behind it would be one cell.
     """
     if "\n" not in text.strip() and "\r" in text.strip():
         raise ValueError("its lines end at carriage returns; save it with line feeds")
     first = text.partition("\n")[0]
+    if re.match(r"\s*(# .*|sep=.*)?$", first):
+        raise ValueError(f"its first line, {first.strip()!r}, names no columns; remove it")
     if "," not in first and (found := re.search(r"[;\t|]", first)):
         raise ValueError(f"its columns are parted by {found[0]!r}; save it with commas")
     reader = csv.DictReader(io.StringIO(text), strict=True)

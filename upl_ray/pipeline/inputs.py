@@ -33,13 +33,19 @@ from upl_ray.upl.zero_shot import fill_template
 
 log = logging.getLogger(__name__)
 
+# What no line of names holds: tabs and other ends of lines, and the sign for bytes that could not be read;
+CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ufffd]")
+# beside letters or numbers, marks of tables and of other formats, and quotes that stand in pairs.
+FOREIGN = re.compile(r"""[;|=\\<>{}\[\]`"“”„«»]""")
+COLUMN = re.compile(r"\s*(class(es)?|class[ _-]?(name|label)s?|labels?|names?|categor(y|ies))\s*:?\s*", re.IGNORECASE)
 MARKS = {  # of whole lines
     r"\s*[-*+•]\s.*": "begins with a dash or a star",
     r"""\s*(["']).*\1\s*,?\s*""": "stands in quotes",
     r".*\S[/\\]\s*": "ends with a slash, as a folder",
     r"\s*[/\\].*": "begins with a slash, as a path",
     r"\s*n\d{8}\s*": "is a number of WordNet",
-    r"\s*\d+\s*[.,;:)]\s*\D.*": "begins with a number",
+    r"[^\s/]+/\S.*": "holds a slash, as a path",
+    r"\s*\d+\s*[.,;:)]\s*\D.*|\s+\d+ .*": "begins with a number",
     r".*\S\s*[,;:=]\s*\d+\s*": "ends with a number",
 }
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".parquet", ".xlsx")
@@ -309,8 +315,13 @@ def read_names(field: str, given: str | tuple[str, ...], others: str) -> list[st
     if mark := _mark_of(lines):
         shown = quoted(max(lines[:3], key=len))
         raise ConfigError(f"Every name of {field} {given!r} {mark}, which a prompt would read, too: {shown}; {remedy}.")
-    if odd := next((line for line in lines if "\t" in line or re.fullmatch(r'\s*".*"\s*,?\s*', line)), None):
-        raise ConfigError(f"{field} {given!r} holds {quoted(odd)}, with a tab or in quotes; {remedy}.")
+    for line in lines:
+        if sign := CONTROL.search(line) or (re.search(r"\w", line) and FOREIGN.search(line)):
+            raise ConfigError(f"{field} {given!r} holds {quoted(line)}, with {sign[0]!a} in it; {remedy}.")
+    if len(lines) > 2 and COLUMN.fullmatch(lines[0]):
+        raise ConfigError(
+            f"{field} {given!r} begins with {quoted(lines[0])}, as a table; remove the line, or give a list."
+        )
     return lines
 
 
@@ -327,7 +338,7 @@ def read_lines(field: str, given: str, others: str) -> list[str]:
         ) from None
     if "\r" in text and "\n" not in text:
         raise ConfigError(f"The lines of {field} {given!r} end at carriage returns; save it with line feeds.")
-    return text.split("\n")
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def _mark_of(lines: list[str]) -> str:
@@ -345,4 +356,4 @@ def _mark_of(lines: list[str]) -> str:
         turned = [re.sub(r"\s*(.*\S)\s*[\s:,;=]\s*(\d+)\s*", r"\2 \1", line) for line in names]
         if len(names) > 1 and (behind_numbers(names) or (turned != names and behind_numbers(turned))):
             return "begins with a number" if behind_numbers(names) else "ends with a number"
-    return ""
+    return "is parted by a comma" if all(re.fullmatch(r"[^,]*\S,\S[^,]*", line) for line in lines) else ""
