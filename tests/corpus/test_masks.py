@@ -19,9 +19,10 @@ LAYOUTS = {
     "VOC": (["JPEGImages/2007_1.jpg"], ["SegmentationClass/2007_1.png", "SegmentationObject/2007_1.png"]),
     "Oxford pets": (["images/cat_1.jpg"], ["annotations/trimaps/cat_1.png"]),
     "BUSI": (["benign/benign (1).png"], ["benign/benign (1)_mask.png", "benign/benign (1)_mask_1.png"]),
-    "LGG": (["TCGA_CS/TCGA_1.tif", "TCGA_CS/TCGA_2.tif"], ["TCGA_CS/TCGA_1_mask.tif"]),
+    "LGG": (["TCGA_CS/TCGA_1.tif", "TCGA_CS/2.tif"], ["TCGA_CS/TCGA_1_mask.tif", "TCGA_CS/2_mask.tif"]),
     "Carvana": (["train/a_01.jpg"], ["train_masks/a_01_mask.gif"]),
     "ISIC": (["ISIC_Training/ISIC_1.jpg"], ["ISIC_Training_GroundTruth/ISIC_1_segmentation.png"]),
+    "ISIC's": (["ISIC/ISIC_1.jpg"], ["ISIC_GroundTruth/ISIC_1_segmentation.png"]),
     "nested": (["train/images/a.jpg", "val/images/b.jpg"], ["train/masks/a.png", "val/masks/b.png"]),
     "MVTec": (["test/broken/000.png", "train/good/000.png"], ["ground_truth/broken/000_mask.png"]),
     "nuclei": (["train/7/images/7.png", "train/8/images/8.png"], ["train/7/masks/ab.png", "train/7/masks/cd.png"]),
@@ -29,11 +30,11 @@ LAYOUTS = {
     "Montgomery": (["CXR_png/CHN_1_0.png"], ["masks/CHN_1_0_mask.png"]),
     "CamVid": (["train/01TP.png", "val/02TP.png"], ["train_labels/01TP_L.png", "val_labels/02TP_L.png"]),
     "Cityscapes": (["leftImg8bit/val/a_leftImg8bit.png"], ["gtFine/val/a_gtFine_color.png"]),
-    "numbered": (["images/image_01.png", "02.png"], ["masks/mask_01.png", "mask_02.png"]),
+    "numbered": (["images/image_01.png", "new/02.png"], ["masks/mask_01.png", "new/mask_02.png"]),
     "plants": (["plant01_rgb.png"], ["plant01_label.png"]),
     "camel": (["img1.png"], ["img1Mask.png"]),
     "superpixels": (["ISIC_0.jpg"], ["ISIC_0_superpixels.png"]),
-    "web site": (["cat.jpg", "b-2.jpg"], ["cat-150x150.jpg", "cat-1024x768.jpg", "b-2-90x90.jpg"]),
+    "web site": (["cat.jpg", "b-2.jpg", "c.jpg"], ["cat-150x150.jpg", "cat-1024x768.jpg", "b-2-90x90.jpg"]),
     "in the middle": (["a.jpg", "x/b.jpg"], ["masks/a.png", "x/masks/b.png"]),
     "beside": (["a.jpg", "x/b.jpg"], ["a_seg.png", "x/b-thumbnail.jpg"]),
 }
@@ -46,6 +47,8 @@ PHOTOGRAPHS = [
     ["train/mask/1.jpg", "train/no_mask/1.jpg", "test/mask/1.jpg"],
     ["masks/1.jpg", "paintings/1.jpg", "photos/2.jpg"],  # in a museum
     ["mask.jpg", "masks.jpg", "s.jpg", "ask.jpg", "a-150x150.jpg"],
+    ["ski/1.jpg", "ski_mask/1.jpg", "Ford/1.jpg", "Ford GT/1.jpg", "gas mask/1.jpg", "gas/1.jpg"],
+    ["face.jpg", "face_mask.jpg", "shoe.jpg", "sun.jpg", "golf.jpg", "golf_gt.jpg"],  # in a shop
     ["a_1.jpg", "a_2.jpg", "b_label.jpg", "mask.jpg", "_mask.jpg"],
     ["images/a.jpg", "photos/a.jpg"],
 ]

@@ -7,14 +7,13 @@ To a listing they are images like others; how they and their folders are named g
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 OF_ANOTHER = "mask, label or thumbnail of another image"  # why it is left out
 # Words of names, in small letters. Of masks and the like:
-MASK = re.compile(
-    r"masks?|seg(mentation)?s?|annotations?|trimaps?|(ground)?truth|gt|labels?|superpixels?|thumb(nail)?s?"
-)
+TECHNICAL = re.compile(r"seg(mentation)?s?|annotations?|trimaps?|(ground)?truth|superpixels?")  # no thing has the name
+MASK = re.compile(rf"masks?|gt|labels?|thumb(nail)?s?|{TECHNICAL.pattern}")
 # Of photographs, and beside the others, which say nothing about what the images show:
 IMAGES = re.compile(
     r"data|sets?|im(age|g)s?|photos?|pictures?|originals?|raw|rgb|frames?|scans?|inputs?|jpe?gs?|pngs?|tiffs?"
@@ -44,22 +43,38 @@ def masks_among(files: Iterable[str]) -> list[str]:
     """Those of some image files that are masks, labels or thumbnails of others of them, by their names.
 
     They lie in a folder of such a name beside one of photographs, where all folders have names of this kind; or they
-    differ from a photograph only in such words of their own name and their folders'.
+    differ from a photograph only in such words, as most photographs of a folder have one: a shop's `face.jpg` and
+    `face_mask.jpg` stay.
     """
     names = list(files)
     hinted = {f for f in names if HINT.search(f.lower())}
     if not hinted:
         return []
     folders = _mask_folders({_folder(f) for f in names})
-    doubtful = {f for f in hinted if _folder(f) not in folders and _is_doubtful(f)}
-    seen: dict[str, Key] = {}
-    keys = {f: (*_folder_key(f, seen), _plain(_stem(f))) for f in doubtful}
+    inside = {f for f in hinted if _folder(f) in folders}
+    shared: dict[str, tuple[Key, bool]] = {}
+    keys = {f: key for f in hinted - inside if (key := _photograph_of(f, shared))}
     near = {key[:-1] for key in keys.values()}
-    photographs: set[Key] = set()
+    photographs: Counter[Key] = Counter()
+    named: dict[Key, str] = {}
     for f in names:
-        if keys and f not in doubtful and _folder(f) not in folders and (key := _folder_key(f, seen)) in near:
-            photographs |= {(*key, _stem(f).replace(" ", "")), (*key, _plain(_stem(f)))}
-    return [f for f in names if (f in keys and keys[f] in photographs) or (f in hinted and _folder(f) in folders)]
+        if keys and f not in keys and f not in inside and (folder := _shared_folder(f, shared)[0]) in near:
+            photographs[folder] += 1
+            stem = _stem(f)
+            named |= {(*folder, s): f for s in (stem.replace(" ", ""), _plain(stem))}
+    of = {f: named[key] for f, key in keys.items() if key in named}
+    masked = Counter(_shared_folder(f, shared)[0] for f in set(of.values()))
+    beside = {f for f in of if 2 * masked[keys[f][:-1]] > photographs[keys[f][:-1]]}
+    return [f for f in names if f in inside or f in beside]
+
+
+def _photograph_of(file: str, shared: dict[str, tuple[Key, bool]]) -> Key | None:
+    """The key of the photograph that a file is a mask of, if its name is one; see `_shared_folder` and `_plain`."""
+    folder, of_mask = _shared_folder(file, shared)
+    stem = _stem(file)
+    if of_mask or RESIZED.search(stem) or any(map(MASK.fullmatch, words_of(stem))):
+        return (*folder, _plain(stem))
+    return None
 
 
 def _mask_folders(folders: set[str]) -> set[str]:
@@ -89,17 +104,23 @@ def _upwards(folder: str) -> Iterator[str]:
         folder = _folder(folder)
 
 
-def _is_doubtful(file: str) -> bool:
-    words = words_of(file.rpartition(".")[0])
-    return RESIZED.search(_stem(file)) is not None or any(map(MASK.fullmatch, words))
+def _shared_folder(file: str, seen: dict[str, tuple[Key, bool]]) -> tuple[Key, bool]:
+    """The folders above a file that its photograph and its masks share, and whether one of them is of masks.
 
-
-def _folder_key(file: str, seen: dict[str, Key]) -> Key:
-    """The folders above a file, without words that tell its photographs and masks apart."""
+    `images/x`, `masks/x` and `x` are one, `train/x` and `train_masks/x`, too, but a `ski_mask` is another thing than a
+    `ski`.
+    """
     folder = _folder(file)
     if folder not in seen:
-        kept = (" ".join(w for w in words_of(part) if not _tells_apart(w)) for part in folder.split("/"))
-        seen[folder] = tuple(filter(None, kept))
+        parts: list[str] = []
+        of_masks = False
+        for part in folder.split("/"):
+            words, name = words_of(part), _apart(part).lower()
+            if all(map(_tells_apart, words)) or any(SPLITS.fullmatch(w) or TECHNICAL.fullmatch(w) for w in words):
+                name = re.sub(r"[^\W\d_]+", lambda m: "" if _tells_apart(m[0]) else m[0], name)
+                of_masks |= any(map(MASK.fullmatch, words))
+            parts.append(" ".join(filter(None, re.split(r"[\W_]+", name))))
+        seen[folder] = tuple(filter(None, parts)), of_masks
     return seen[folder]
 
 
