@@ -3,8 +3,10 @@
 import io
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import deep_images
 import numpy as np
 import open_clip
 import pytest
@@ -109,6 +111,30 @@ def test_images_whose_values_do_not_fit_into_bytes_are_rejected(values: list[flo
             center_crop(image, GEOMETRIES[0])
     else:
         np.testing.assert_array_equal(center_crop(image, GEOMETRIES[0]), open_clips_crop(image, GEOMETRIES[0]))
+
+
+@pytest.mark.parametrize("write", [deep_images.png, deep_images.tiff])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colors_of_16_bits_are_rejected_where_rgb_would_be_dark(write: Callable[..., bytes], channels: int) -> None:
+    if write is deep_images.tiff and channels == 2:
+        channels = 4
+    for highest in (255, 4095, 16383):  # 8, 12 and 14 bits
+        with pytest.raises(Rejected, match=rf"not 8 bits a channel: mode \w+, 16 bits, values from 0 to {highest}$"):
+            decode(write(deep_images.ramp(channels, highest)))
+    values = deep_images.ramp(channels, 65535)
+    crop = center_crop(decode(write(values)), Geometry(40, 40))
+    np.testing.assert_array_equal(crop, np.repeat(values[:, :, :1] >> 8, 3, axis=2))
+
+
+def test_tiffs_whose_values_pil_takes_for_others_are_rejected() -> None:
+    gray, color = deep_images.ramp(1, 200), deep_images.ramp(3, 65535)
+    with pytest.raises(Rejected, match="mode RGB, 16 bits in planes"):
+        decode(deep_images.tiff(color, planes=True))
+    with pytest.raises(Rejected, match="mode L, signed values"):
+        decode(deep_images.tiff((gray.astype(int) - 100).astype(np.int8)))
+    for planes in (False, True):
+        written = (color >> 8).astype(np.uint8)
+        np.testing.assert_array_equal(np.asarray(decode(deep_images.tiff(written, planes))), written)
 
 
 @pytest.mark.parametrize(("long", "fine"), [(600, True), (601, False), (2000, False)])

@@ -34,6 +34,8 @@ BYTES_OF_PIXEL = 16  # of the widest format, four floats; a file with more bytes
 CROP_RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random resized crop: torchvision's default, which CoOp uses
 OVERSHOOT = 2.5  # of floats that were resized bicubically, beyond 0 and 255
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bits a channel
+COLORED = {"LA": 1, "RGB": 3, "RGBX": 3, "RGBA": 3, "RGBa": 3}  # modes of 8 bits a channel -> channels before alpha
+BITS_OF_CHANNEL, SAMPLE_FORMAT = 258, 339  # tags of TIFF; the latter is 2 for signed numbers
 MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # of JPEG, beside those within a scan
 # PIL's decoders raise these on files that are damaged, truncated or no images at all.
 DECODE_ERRORS = (
@@ -115,12 +117,34 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, draft: int = 0) -> Image.I
 
 
 def load(image: Image.Image) -> Image.Image:
-    """The image with its pixels in memory; raises `Rejected` where it is truncated, damaged or closed."""
+    """The image with its pixels in memory.
+
+    Raises:
+        Rejected: it is truncated, damaged or closed; or colored with 16 bits a channel, of which no more than 14 are
+            used, so that PIL would make it dark, or black.
+    """
+    wide = _is_wide(image)
     try:
         image.load()
     except DECODE_ERRORS as error:
         raise Rejected(rejection.not_decoded(error)) from None
+    if wide:  # PIL keeps the upper 8 bits of each channel
+        highest = int(np.asarray(image)[..., : COLORED[image.mode]].max())
+        if highest < 64:
+            raise Rejected(rejection.too_deep(f"{image.mode}, 16 bits", 0, 256 * highest + 255))
     return image
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Whether an image in color has 16 bits a channel; raises `Rejected` where PIL would scramble its values."""
+    raw = [str(tile[3]) for tile in getattr(image, "tile", ())]  # empty behind loading
+    wide = any(";16" in kind for kind in raw)
+    tags = getattr(image, "tag_v2", {}) if raw and image.mode in ("L", *COLORED) else {}
+    if 16 in tags.get(BITS_OF_CHANNEL, ()) and not wide:
+        raise Rejected(rejection.scrambled(image.mode, "16 bits in planes"))
+    if 2 in tags.get(SAMPLE_FORMAT, ()):
+        raise Rejected(rejection.scrambled(image.mode, "signed values"))
+    return wide and image.mode in COLORED
 
 
 def _scans(data: bytes) -> int:

@@ -52,6 +52,11 @@ def too_deep(mode: str, lowest: float, highest: float) -> str:
     return f"not 8 bits a channel: mode {mode}, values from {lowest:g} to {highest:g}"
 
 
+def scrambled(mode: str, layout: str) -> str:
+    """A TIFF whose values PIL takes for others."""
+    return f"not 8 bits a channel: mode {mode}, {layout}"
+
+
 def too_long(width: int, height: int) -> str:
     """A strip whose sides differ too much."""
     return f"its aspect ratio is too long: {width} x {height} pixels"
