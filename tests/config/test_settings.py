@@ -155,6 +155,10 @@ def test_unknown_fields_are_refused_in_every_section(model: type[Section]) -> No
         ({"classnames": {"a": "cat"}}, ["classnames", "it is a mapping; give a list of names"]),
         ({"storage_path": " "}, ["storage_path", "it is empty; name a folder"]),
         ({"storage_path": "run/${name}"}, ["storage_path", "variables are not filled in"]),
+        *(
+            ({"storage_path": f"{name}/run"}, ["storage_path", "variables are not filled in"])
+            for name in ("$scratch", "$(date +%F)", "%TEMP%", "{{ env }}")
+        ),
         ({"storage_path": "$HOME/run"}, ["storage_path", "variables are not filled in", "'$HOME/run'"]),
         ({"template": "a photo"}, ["template", "exactly one {}", "'a photo'"]),
         ({"template": "a photo of {{}}."}, ["template", "exactly one {}", "'a photo of {{}}.'"]),

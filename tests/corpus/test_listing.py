@@ -81,6 +81,18 @@ def test_each_folder_and_file_is_listed_once_whatever_links_lead_to_it(images: P
     assert set(found.left_out.examples.values()) <= left_out
 
 
+def test_links_into_a_store_that_names_files_by_their_content_count(tmp_path: Path) -> None:
+    """As the cache of Hugging Face's hub has them."""
+    write_files(tmp_path, {"blobs/3f2a": b"1", "blobs/77c0": b"2"})
+    links = {"snapshots/ab/cat/a.jpg": "3f2a", "snapshots/ab/dog/b.jpg": "77c0", "snapshots/cd/cat/a.jpg": "3f2a"}
+    for link, blob in links.items():
+        (tmp_path / link).parent.mkdir(parents=True)
+        (tmp_path / link).symlink_to(f"../../../blobs/{blob}")
+    found = find(str(tmp_path))
+    assert set(found.files) == {"snapshots/ab/cat/a.jpg", "snapshots/ab/dog/b.jpg"}
+    assert dict(found.left_out.counts) == {LISTED: 1, "without suffix": 2}
+
+
 def test_a_web_of_links_comes_to_an_end(tmp_path: Path) -> None:
     """Followed blindly, twelve folders with links to each other are 12! paths."""
     for i, j in itertools.product(range(12), repeat=2):

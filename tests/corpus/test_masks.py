@@ -1,4 +1,4 @@
-"""Masks, label images and thumbnails beside the photographs that they belong to are no images of the corpus."""
+"""Masks, label images and thumbnails beside the photographs that they belong to are warned of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from corpora import write_files, write_tar
 
 from upl_ray.config.settings import Source
 from upl_ray.corpus.find import find
-from upl_ray.corpus.masks import OF_ANOTHER, masks_among
+from upl_ray.corpus.masks import masks_among
 from upl_ray.corpus.shards import list_corpus
 from upl_ray.storage.store import Store
 
@@ -47,6 +47,7 @@ PHOTOGRAPHS = [
     ["train/mask/1.jpg", "train/no_mask/1.jpg", "test/mask/1.jpg"],
     ["masks/1.jpg", "paintings/1.jpg", "photos/2.jpg"],  # in a museum
     ["mask.jpg", "masks.jpg", "s.jpg", "ask.jpg", "a-150x150.jpg"],
+    ["train/1.jpg", "tea set/1.jpg", "mask/1.jpg"],  # toys
     ["ski/1.jpg", "ski_mask/1.jpg", "Ford/1.jpg", "Ford GT/1.jpg", "gas mask/1.jpg", "gas/1.jpg"],
     ["face.jpg", "face_mask.jpg", "shoe.jpg", "sun.jpg", "golf.jpg", "golf_gt.jpg"],  # in a shop
     ["a_1.jpg", "a_2.jpg", "b_label.jpg", "mask.jpg", "_mask.jpg"],
@@ -55,28 +56,33 @@ PHOTOGRAPHS = [
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_masks_beside_their_photographs_are_left_out(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_masks_beside_their_photographs_are_warned_of(
+    name: str, form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     photographs, masks = LAYOUTS[name]
     files = dict.fromkeys(sorted([*photographs, *masks]), b"x")
     assert sorted(masks_among(files)) == sorted(masks)
-    write_files(tmp_path / "in", files)
-    write_tar(tmp_path / "in.tar", files)
-    found = find(f"{tmp_path}/in")
-    assert sorted(found.files) == sorted(photographs)
-    assert dict(found.left_out.counts) == {OF_ANOTHER: len(masks)}
-    of_tar = list_corpus(Store(f"{tmp_path}/run"), Source(uri=f"{tmp_path}/in.tar"), 10)
-    assert (of_tar.images, dict(of_tar.left_out.counts)) == (len(photographs), {OF_ANOTHER: len(masks)})
+    address = tmp_path / ("in" if form == "folder" else "in.tar")
+    write_files(address, files) if form == "folder" else write_tar(address, files)
+    corpus = list_corpus(Store(f"{tmp_path}/run"), Source(uri=str(address)), 100)
+    assert corpus.images == len(files)
+    (message,) = caplog.messages
+    assert f"{len(masks)} of the images under {address} are named like masks" in message
+    assert f"such as {min(masks)};" in message
 
 
 @pytest.mark.parametrize("files", PHOTOGRAPHS)
-def test_what_only_sounds_like_a_mask_counts(files: list[str], tmp_path: Path) -> None:
+def test_what_only_sounds_like_a_mask_is_none(
+    files: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_files(tmp_path, dict.fromkeys(files, b"x"))
-    found = find(str(tmp_path))
-    assert sorted(found.files) == sorted(files)
-    assert not found.left_out.counts
+    assert sorted(find(str(tmp_path)).files) == sorted(files)
+    assert not caplog.messages
 
 
-def test_masks_that_a_pattern_or_an_address_chooses_count(tmp_path: Path) -> None:
-    write_files(tmp_path, dict.fromkeys(("images/a.jpg", "masks/a.png", "b.jpg", "b_mask.png"), b"x"))
-    assert set(find(f"{tmp_path}/masks").files) == {"a.png"}
-    assert set(find(f"{tmp_path}/**/*mask*.png").files) == {"b_mask.png"}
+def test_a_pattern_leaves_masks_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_files(tmp_path, dict.fromkeys(("cat/images/a.jpg", "cat/masks/a.jpg", "dog/b.jpg", "dog/b_mask.jpg"), b"x"))
+    assert set(find(f"{tmp_path}/*/images/*").files) == {"cat/images/a.jpg"}
+    assert set(find(f"{tmp_path}/dog/*[!k].jpg").files) == {"b.jpg"}
+    assert not caplog.messages

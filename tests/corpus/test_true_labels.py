@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,11 +65,23 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, folders: list[str]) 
         ["labeled", "unlabeled"],
         ["extra", "train"],
         ["trn", "tst"],
+        ["minival", "train"],
+        ["gallery", "query"],
+        ["shard_0", "shard_1"],
+        ["cat", "dog", "test"],
     ],
 )
 def test_numbered_parts_and_folders_of_all_images_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"names of parts .* lead to one .*/in/[\w-]+\)"):
         folder_names(corpus_of(tmp_path, folders))
+
+
+@pytest.mark.parametrize("copy", ["cat - Copy", "cat - Kopie (2)", "cat (1)", "cat(1)", "cat copy", "cat copy 2"])
+def test_copies_of_class_folders_are_refused(tmp_path: Path, copy: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"and '{re.escape(copy)}' under .* as a copy of another folder; put the images"
+    ):
+        folder_names(corpus_of(tmp_path, ["cat", "dog", copy]))
 
 
 NUMBERS = [["0", "1"], ["001", "002", "010"], ["-1", "0"], ["0.0", "1.0"], ["class_0", "class_1"]]
@@ -99,6 +112,10 @@ def test_numbers_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
         ["toy train", "train", "tram"],
         ["mask", "no_mask"],
         ["picture_frame", "tray"],
+        ["10", "2", "3", "jack", "queen"],
+        ["art_gallery", "zoo"],
+        ["invalid", "valid"],
+        ["cat_(1)", "dog"],
     ],
 )
 def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:
@@ -139,12 +156,12 @@ def test_other_folders_are_classes(tmp_path: Path, folders: list[str]) -> None:
 def test_numbers_before_names_only_order_them(tmp_path: Path, folders: list[str], names: tuple[str, ...]) -> None:
     corpus = corpus_of(tmp_path, folders)
     assert folder_names(corpus) == names
-    assert check_labels(corpus, "folders", "corpus", names) == {}
+    assert check_labels(corpus, "folders", "corpus", names) == {"": 1}
 
 
 def test_labels_that_are_no_class_are_counted(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, ["cat", "catt", "dog", "7"])
-    assert check_labels(corpus, "folders", "corpus", ("cat", "dog")) == {"catt": 2, "7": 2}
+    assert check_labels(corpus, "folders", "corpus", ("cat", "dog")) == {"catt": 2, "7": 2, "": 1}
     assert check_labels(corpus, "none", "corpus", ("cat", "dog")) == {}
 
 
@@ -156,7 +173,7 @@ def test_labels_that_are_partly_names_and_partly_numbers_are_refused(tmp_path: P
 
 def test_numbers_are_names_where_classes_are_called_by_numbers(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, ["0", "1.0", "2", "3"])
-    assert check_labels(corpus, "folders", "corpus", ("1", "2", "3")) == {"0": 2}
+    assert check_labels(corpus, "folders", "corpus", ("1", "2", "3")) == {"0": 2, "": 1}
 
 
 def test_numbers_from_1_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -166,9 +183,9 @@ def test_numbers_from_1_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFix
             ConfigError, match=r"corpus\.labels .* up to 3 without 0, but classes are .* 0 to 2; subtract 1"
         ):
             check_labels(labels, "folders", "corpus", ("cat", "dog", "owl"))
-    assert check_labels(corpus, "folders", "corpus", ("1", "2", "3")) == {}  # names, not numbers
-    assert check_labels(corpus, "folders", "corpus", ("a", "b", "c", "d")) == {}
-    assert check_labels(corpus, "folders", "corpus", ("a", "b")) == {"2": 2, "3": 2}
+    assert check_labels(corpus, "folders", "corpus", ("1", "2", "3")) == {"": 1}  # names, not numbers
+    assert check_labels(corpus, "folders", "corpus", ("a", "b", "c", "d")) == {"": 1}
+    assert check_labels(corpus, "folders", "corpus", ("a", "b")) == {"2": 2, "3": 2, "": 1}
     with pytest.raises(ConfigError, match=r"up to 3 without 0"):  # -1 is none, as many tables have it
         check_labels(corpus_of(tmp_path / "none", ["-1", "1", "2", "3"]), "folders", "corpus", ("cat", "dog", "owl"))
     assert "labels are numbers from 1 to 3, taken as counted from 0: 1 is 'b'" in caplog.text

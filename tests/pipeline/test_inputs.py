@@ -54,26 +54,23 @@ MARKED_LINES = {
     "sections": ["train/cat", "train/dog"],
     "counts": ["   12 cat", "    5 dog"],
     "two": ["cat,Katze", "dog,Hund"],
+    "semicolons": ["name;de", "cat;Katze"],
+    "bars": ["cat|Katze", "dog|Hund"],
+    "equal": ["cat = Katze", "dog = Hund"],
+    "backslashes": ["photos\\cat", "photos\\dog"],
+    "html": ["<li>cat</li>", "<li>dog</li>"],
+    "images": ["cat.jpg", "dog.PNG"],
     "tabs": ["cat\tFelis", "dog"],
     "quoted": ["cat", '"dog, big"'],
     "mac": ["cat\rdog\rbird"],
     "commas-alone": ["tree, house"],
     "notes": ["# animals", "cat", "dog"],
 }
-# A line of a file of names -> what is refused in it, as it is shown.
-SIGNS = {
-    "name;de": ";",
-    "cat|Katze": r"\|",
-    "cat = Katze": "=",
-    r"photos\cat": r"\\\\",
-    "\u201ccat\u201d": r"\\u201c",
-    "cat &amp; dog": ";",
-    "Br\ufffdtchen": r"\\ufffd",
-    "cat\rdog": r"\\r",
-    "cat\x0cdog": r"\\x0c",
-    "cat\u2028dog": r"\\u2028",
-    "cat\x85dog": r"\\x85",
-}
+# Lines of a file of names that are none.
+STRANGE = [
+    *("\u201ccat\u201d", "cat &amp; dog", "Br\ufffdtchen", "cat\rdog", "cat\x0cdog", "cat\u2028dog", "cat\x85dog"),
+    *("version https://git-lfs.github.com/spec/v1", "\u251c\u2500\u2500 cat", "=======", "<<<<<<< HEAD"),
+]
 
 
 def config(photos: Path, **fields: Any) -> Config:
@@ -111,6 +108,19 @@ def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
         ["]", "[", "{"],
         ["क\u200dष", "❤\ufe0f", "1\ufe0f\u20e3"],
         ["cat, tabby", "1 owl", "7 dogs"],
+        [
+            '1/2" bolt',
+            "<18",
+            ">65",
+            '"La" Bella',
+            "[adult swim]",
+            "\u00abFox\u00bb",
+            "i`iwi",
+            "3,5 mm",
+            "a; b",
+        ],
+        ["1,000 yen", "2,000 yen"],
+        ["Picture/Frame", "Hot/Cold"],
     ):
         (photos.parent / "odd.txt").write_text("\n".join(lines))
         assert prepare(config(photos, classnames=str(photos.parent / "odd.txt"))).classnames == tuple(lines)
@@ -187,13 +197,19 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
                 "sections": "holds a slash, as a path",
                 "counts": "begins with a number",
                 "two": "is parted by a comma",
+                **dict.fromkeys(("semicolons", "bars", "equal", "backslashes"), "holds a mark of tables or paths"),
+                "html": "stands in brackets",
+                "images": "is the name of an image",
             }.items()
         ),
-        ({"classnames": "tabs.txt"}, r"'tabs\.txt' holds 'cat\\tFelis', with '\\t' in it; write names alone"),
-        ({"classnames": "quoted.txt"}, r"""'quoted\.txt' holds '"dog, big"', with '"' in it"""),
+        ({"classnames": "tabs.txt"}, r"'tabs\.txt' holds 'cat\\tFelis', which is no plain name; write names alone"),
+        ({"classnames": "quoted.txt"}, r"""'quoted\.txt' holds '"dog, big"', which is no plain name"""),
         *(
-            ({"classnames": f"sign{i}.txt"}, rf"'sign{i}\.txt' holds .*, with '{sign}' in it; write names alone")
-            for i, sign in enumerate(SIGNS.values())
+            (
+                {"classnames": f"strange{i}.txt"},
+                rf"'strange{i}\.txt' holds .*, which is no plain name; write names alone",
+            )
+            for i in range(len(STRANGE))
         ),
         ({"classnames": "header.txt"}, r"'header\.txt' begins with 'Class_Name', as a table; remove the line, or give"),
         ({"classnames": "mac.txt"}, r"lines of classnames 'mac\.txt' end at carriage returns; save it with line feeds"),
@@ -262,8 +278,8 @@ def test_what_cannot_work_is_refused_with_the_value_and_the_remedy(
     (photos.parent / "loop").symlink_to("loop")
     (photos.parent / "latin.txt").write_bytes("é\nè\n".encode("latin-1"))
     (photos.parent / "photos.txt").write_text("photos/cat/a.png\n")
-    for i, name in enumerate(SIGNS):
-        (photos.parent / f"sign{i}.txt").write_bytes(f"cat\r\n{name}\r\nbird".encode())
+    for i, name in enumerate(STRANGE):
+        (photos.parent / f"strange{i}.txt").write_bytes(f"cat\r\n{name}\r\nbird".encode())
     (photos.parent / "header.txt").write_text("Class_Name\ncat\ndog")
     for name, lines in MARKED_LINES.items():
         (photos.parent / f"{name}.txt").write_text("\n".join(lines))

@@ -85,7 +85,7 @@ def check_classnames(names: list[str]) -> tuple[str, ...]:
     cleaned = [clean_classname(n) for n in names]
     if "" in cleaned:
         raise ConfigError(f"Class name {cleaned.index('') + 1} of {len(names)} is empty; remove the line or name it.")
-    if unseen := next(filter(has_unseen, map(str.strip, names)), None):
+    if unseen := next((n for n in names if has_unseen(re.sub(r"[\t\r\n]+", " ", n).strip())), None):
         raise ConfigError(f"The class name {unseen!a} holds a character that cannot be seen; type the name again.")
     doubled = [name for name, count in Counter(cleaned).items() if count > 1]
     if doubled:

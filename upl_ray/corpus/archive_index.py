@@ -42,7 +42,7 @@ class ArchiveIndex:
     @classmethod
     def of(cls, store: Store, root: str, form: Form, prefix: str, suffix: str, shard_size: int) -> ArchiveIndex:
         """The index of an address in the storage of a run."""
-        step = Step.of(store, INDEX, version=6, inputs={"root": root, "prefix": prefix, "suffix": suffix})
+        step = Step.of(store, INDEX, version=5, inputs={"root": root, "prefix": prefix, "suffix": suffix})
         return cls(step, root, form, prefix, suffix, shard_size)
 
     def finish(

@@ -21,7 +21,6 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from upl_ray.corpus.listing import SYSTEM, LeftOut, count_suffixes, is_hidden, is_of_system
-from upl_ray.corpus.masks import OF_ANOTHER, masks_among
 from upl_ray.errors import LONGEST_VALUE, ConfigError, first_line, quoted
 from upl_ray.storage import schema
 from upl_ray.storage.store import PARQUET_ERRORS, open_parquet
@@ -124,9 +123,6 @@ def index_tar(fs: pafs.FileSystem, path: str, suffix: str = "") -> Index:
     given = _labels_of_images(path, list(images), labels["json"] | labels["cls"], suffix)
     for name in images.keys() - given.keys():
         left_out.add(f".{_key(name)[1]}", name)
-    for name in masks_among(given):
-        left_out.add(OF_ANOTHER, name)
-        del given[name]
     rows: list[Row] = [(name, given[name], *place) for name, place in images.items() if name in given]
     return Index(rows, [len(rows)], left_out)  # may be cut anywhere
 

@@ -24,7 +24,7 @@ from upl_ray.corpus.listing import (
     list_files,
     place_of_results,
 )
-from upl_ray.corpus.masks import OF_ANOTHER, masks_among
+from upl_ray.corpus.masks import warn_of_masks
 from upl_ray.errors import ConfigError, first_line
 from upl_ray.storage.store import UNREACHABLE, open_filesystem
 from upl_ray.upl.images import EXTENSIONS
@@ -37,6 +37,7 @@ SUFFIXES: dict[Form, tuple[str, ...]] = {
     "manifest": (".txt", ".csv", ".jsonl"),
 }
 FORMS = f"files ending in {' '.join(EXTENSIONS)}, tar or Parquet archives of them, or a manifest (.txt, .csv, .jsonl)"
+KNOWN = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".tar.xz", ".zip")
 MOST_NAMES = 2_000_000  # that braces may stand for: 300 MB
 WRITTEN = re.compile(r"(^|/)(report|[a-z-]+-[0-9a-f]{12})/")  # in a path of results: a page's or a step's folder
@@ -95,11 +96,8 @@ def find(uri: str, results: str = "") -> Found:
     visible = {f: v for f, v in listing.files.items() if not is_hidden(f)}
     if chosen:
         visible = {f: v for f, v in visible.items() if chosen(f)}
-    visible = listing.drop_doubles(visible)
+    visible = listing.drop_doubles(visible, lambda file: file.lower().endswith(KNOWN))
     by_form = {form: {f: v for f, v in visible.items() if f.lower().endswith(SUFFIXES[form])} for form in SUFFIXES}
-    for mask in masks_among(by_form["images"]):
-        listing.left_out.add(OF_ANOTHER, mask)
-        del by_form["images"][mask], visible[mask]
     if not pattern:
         by_form["manifest"] = {}  # a text file beside images is no manifest: a manifest is named itself
     present: list[Form] = [form for form, of_form in by_form.items() if of_form]
@@ -114,6 +112,8 @@ def find(uri: str, results: str = "") -> Found:
             f"{uri!r} holds {' and '.join(f'{len(by_form[f])} {f} files' for f in present)}; "
             f"choose one form by a pattern, for example {folder}/**/*{SUFFIXES[present[0]][0]}."
         )
+    if present == ["images"]:
+        warn_of_masks(by_form["images"], uri)
     return Found(folder, present[0], by_form[present[0]], listing.left_out)
 
 
@@ -146,8 +146,7 @@ def _split(uri: str) -> tuple[str, str, bool]:
     wild = next((i for i, part in enumerate(parts) if re.search(r"[*?\[{]", part)), None)
     if wild is not None and not re.search(r"[*?]", path) and _exists(uri):
         wild = None  # `photos[1]` is also a name
-    known = tuple(s for suffixes in SUFFIXES.values() for s in suffixes)
-    is_file = wild is None and parts[-1].lower().endswith(known) and (bool(separator) or not Path(path).is_dir())
+    is_file = wild is None and parts[-1].lower().endswith(KNOWN) and (bool(separator) or not Path(path).is_dir())
     first = len(parts) - 1 if is_file else wild
     if first is None:
         return uri.rstrip("/") or "/", "", False

@@ -96,14 +96,17 @@ class Listing:
     links: dict[str, str] = field(default_factory=dict)  # of them, links to files -> real path
     folders: dict[str, str] = field(default_factory=dict)  # real path of what was listed -> its place, `` or `link/`
 
-    def drop_doubles(self, files: dict[str, str]) -> dict[str, str]:
-        """Those of some files that are no links to others of them."""
+    def drop_doubles(self, files: dict[str, str], counts: Callable[[str], bool]) -> dict[str, str]:
+        """Those of some files that are no links to others of them which count by their names.
+
+        A store that names files by their content (`blobs/3f2a`) is behind the links, and does not replace them.
+        """
         doubles, targets = set(), set()
         for link, target in sorted(self.links.items()):
             if link not in files:
                 continue
             name = self._name_of(target)
-            if target in targets or (name in files and name not in self.links):
+            if target in targets or (name in files and name not in self.links and counts(name)):
                 self.left_out.add(LISTED, link)
                 doubles.add(link)
             targets.add(target)

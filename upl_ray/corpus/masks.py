@@ -1,33 +1,48 @@
-"""Masks, label images and thumbnails that lie beside the photographs they belong to (pure).
+"""Masks, label images and thumbnails that lie beside the photographs they belong to.
 
 To a listing they are images like others; how they and their folders are named gives them away: `images/` and `masks/`,
-`JPEGImages/` and `SegmentationClass/`, `train/a.jpg` and `train_masks/a_mask.gif`, `a.tif` and `a_mask.tif`.
+`JPEGImages/` and `SegmentationClass/`, `train/a.jpg` and `train_masks/a_mask.gif`, `a.tif` and `a_mask.tif`. Names may
+mean other things, too, so the user is warned of them, and leaves them out.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
-OF_ANOTHER = "mask, label or thumbnail of another image"  # why it is left out
+log = logging.getLogger(__name__)
+
 # Words of names, in small letters. Of masks and the like:
 TECHNICAL = re.compile(r"seg(mentation)?s?|annotations?|trimaps?|(ground)?truth|superpixels?")  # no thing has the name
 MASK = re.compile(rf"masks?|gt|labels?|thumb(nail)?s?|{TECHNICAL.pattern}")
 # Of photographs, and beside the others, which say nothing about what the images show:
 IMAGES = re.compile(
-    r"data|sets?|im(age|g)s?|photos?|pictures?|originals?|raw|rgb|frames?|scans?|inputs?|jpe?gs?|pngs?|tiffs?"
+    r"data|im(age|g)s?|photos?|pictures?|originals?|raw|rgb|frames?|scans?|inputs?|jpe?gs?|pngs?|tiffs?"
 )
 BESIDE = re.compile(r"ground|class|objects?|instances?|visuali[sz]ations?|fine|coarse|color|binary")
 SPLITS = re.compile(
-    r"train(ing|val)?|trn|val|valid(ation)?|dev|eval(uation)?|holdout|test(ing)?|tst|(un)?labell?ed|extra"
+    r"train(ing|val)?|trn|val|valid(ation)?|dev|eval(uation)?|holdout|test(ing)?|tst|(un)?labell?ed|extra|"
+    r"calib(ration)?|minival|query|gallery"
 )
 HINT = re.compile(r"mask|seg|annotation|trimap|truth|gt|label|superpixel|thumb|\dx\d")  # looked for first, in millions
+PICTURE = re.compile(r"data|im|photo|picture|original|raw|rgb|frame|scan|input|jp|png|tif")  # of IMAGES
 RESIZED = re.compile(r"-\d{2,4}x\d{2,4}$")  # as web sites name copies of `a.jpg`: `a-150x150.jpg`
 BEFORE = re.compile(r"^([a-z]+)(?=[\W\d_])[\W_]*(?=\w)", re.IGNORECASE)
 BEHIND = re.compile(r"(?<=.)[\W_]([a-z]+)(?:[\W_]?\d+)?$", re.IGNORECASE)
 
 Key = tuple[str, ...]
+
+
+def warn_of_masks(files: Iterable[str], where: str) -> None:
+    """Warn if some image files under an address are named like masks, labels or thumbnails of others of them."""
+    if masks := masks_among(files):
+        log.warning(
+            "%-12s %d of the images under %s are named like masks or thumbnails of others, such as %s; they count as "
+            "photographs, unless a pattern or a manifest leaves them out (docs/image-sources.md)",
+            *("images", len(masks), where, min(masks)),
+        )
 
 
 def words_of(name: str) -> list[str]:
@@ -54,14 +69,15 @@ def masks_among(files: Iterable[str]) -> list[str]:
     inside = {f for f in hinted if _folder(f) in folders}
     shared: dict[str, tuple[Key, bool]] = {}
     keys = {f: key for f in hinted - inside if (key := _photograph_of(f, shared))}
-    near = {key[:-1] for key in keys.values()}
+    near, stems = {key[:-1] for key in keys.values()}, {key[-1] for key in keys.values()}
     photographs: Counter[Key] = Counter()
     named: dict[Key, str] = {}
     for f in names:
         if keys and f not in keys and f not in inside and (folder := _shared_folder(f, shared)[0]) in near:
             photographs[folder] += 1
             stem = _stem(f)
-            named |= {(*folder, s): f for s in (stem.replace(" ", ""), _plain(stem))}
+            plain = _plain(stem) if PICTURE.search(stem.lower()) else stem
+            named |= {(*folder, s): f for s in (stem.replace(" ", ""), plain.replace(" ", "")) if s in stems}
     of = {f: named[key] for f, key in keys.items() if key in named}
     masked = Counter(_shared_folder(f, shared)[0] for f in set(of.values()))
     beside = {f for f in of if 2 * masked[keys[f][:-1]] > photographs[keys[f][:-1]]}

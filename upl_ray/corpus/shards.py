@@ -32,6 +32,7 @@ from upl_ray.corpus.archive_index import INDEX, ArchiveIndex, Spread, commit_of,
 from upl_ray.corpus.find import SUFFIXES, Form, Found, ImageFile, find, sub_folder
 from upl_ray.corpus.listing import LeftOut, LeftOutRecord
 from upl_ray.corpus.manifests import names_images, read_manifests
+from upl_ray.corpus.masks import warn_of_masks
 from upl_ray.demo import locate
 from upl_ray.errors import ConfigError
 from upl_ray.storage import schema
@@ -320,6 +321,10 @@ class _Address:
             shards += new
         for shard in shards:
             _count(shard.left_out, shard.archive, left_out)
+        if added:
+            newest = max(shards, key=lambda shard: shard.archive in fresh)
+            ids = read_listing(self.step.store, newest.listing, ["image_id"])["image_id"].to_pylist()
+            warn_of_masks([i.rpartition("!")[2] for i in ids], self.address)
         if not shards:
             others = f", but {left_out}" if left_out.counts else ""
             raise ConfigError(f"The archives under {self.address!r} hold no image{others}; name others.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from upl_ray.config.classnames import check_classnames, clean_classname, without_numbers
 from upl_ray.corpus.archives import LABEL_COLUMNS
-from upl_ray.corpus.masks import BESIDE, IMAGES, MASK, SPLITS, words_of
+from upl_ray.corpus.masks import MASK, SPLITS, words_of
 from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError, quoted
 from upl_ray.storage.store import read_ahead
@@ -21,8 +21,10 @@ log = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"([0-9]+)(\.0)?")  # of a class, as tables hold it
 # Words of folders' names; those of numbered parts stand before a number: `fold_1`.
-DATA = re.compile(rf"{IMAGES.pattern}|{MASK.pattern}|{BESIDE.pattern}")
-NUMBERED_PART = re.compile(r"fold|split|part|batch|data|(image|img|photo|picture|annotation|label|set)s?")
+DATA = re.compile(rf"data|(image|img|photo|picture|set)s?|jpe?gs?|pngs?|class|objects?|ground|{MASK.pattern}")
+NUMBERED_PART = re.compile(
+    r"fold|split|part|batch|shard|chunk|vol(ume)?|session|folder|archive|export|data|(image|img|photo|picture|annotation|label|set)s?"
+)
 SOURCES = {  # what to do where a rule finds no label
     "folders": "let the address lead to the folder above those of the classes",
     "column": f"call their column {' or '.join(LABEL_COLUMNS)}, in small letters and with text or numbers in it",
@@ -35,7 +37,11 @@ NUMBERED = re.compile(
     r"1\d\d(APPLE|CANON|NIKON|MEDIA|MSDCF|OLYMP|ANDRO|_?PANA|_?FUJI)",
     re.IGNORECASE,
 )
-CAMERA = re.compile(r"[1-9]\d\d([A-Z0-9_]{5})")  # numbers and five signs, by the rule for cameras (DCF)
+NO_CLASS = re.compile(r"test(ing)?|val(idation)?|unlabell?ed", re.IGNORECASE)  # as `train` and `valid` may be
+COPY = re.compile(
+    r"(.*?\S)(?: - (?:Copy|Kopie|Copie|Copia)(?: ?\(\d+\))?| copy(?: \d+)?| ?\(\d+\))"
+)  # as systems call it
+CAMERA = re.compile(r"([1-9]\d\d)([A-Z0-9_]{5})")  # numbers and five signs, by the rule for cameras (DCF)
 LETTERED = re.compile(r"([a-z])0*(\d+)", re.IGNORECASE)  # c0, c1, c2
 
 
@@ -51,7 +57,7 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
     """Check that labels of a corpus are classes, unless the rule is `none`.
 
     Returns:
-        The labels that are no class, with their numbers of images, which are not scored.
+        The labels that are no class, with their numbers of images, which are not scored; "" for images without one.
 
     Raises:
         ConfigError: none is a class, so that nothing would be scored; they are numbers that count from 1; or partly
@@ -93,7 +99,8 @@ def check_labels(corpus: Corpus, rule: str, field: str, classnames: tuple[str, .
             f"{quoted(labels[0])}, and the first class is {quoted(classnames[0])}. Make them equal, or set "
             f"{field}.labels to none."
         )
-    return Counter({x: counts[x] for x in strangers})
+    without = corpus.images - counts.total()
+    return Counter({x: counts[x] for x in strangers} | ({"": without} if without else {}))
 
 
 def folder_names(corpus: Corpus, rule: str = "none") -> tuple[str, ...]:
@@ -115,6 +122,11 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
         raise ConfigError(
             f"classnames is `folders`, but no image under {where} has a label, as of a sub-folder; let corpus.uri lead "
             f"to the folder above those of the classes, or list the class names."
+        )
+    if copied := next((n for n in names if (m := COPY.fullmatch(n)) and m[1] in names), None):
+        raise ConfigError(
+            f"classnames is `folders`, and {quoted(copied)} under {where} is called as a copy of another folder; put "
+            f"the images of one class into one folder, or list the class names."
         )
     if parts := _parts_among(names):
         photographs = [n for n in parts if not any(map(MASK.fullmatch, words_of(n)))] or parts
@@ -138,31 +150,50 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
 def _parts_among(names: list[str]) -> list[str]:
     """Names of parts of a data set: two or more of the same, `seg_train` and `seg_test`, or all if they are like that.
 
-    All names are parts (`Training`, `PrivateTest`), say nothing (`images`), or begin with images' word (`images_new`).
+    They are if each is a part, of two kinds (`Training`, `PrivateTest`), begins with a word for all (`images_new`), or
+    says nothing (`images`). One that is surely no class is enough: `test`.
     """
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)  # of what: the words that are left
-    bare, all_parts = [], True
+    bare, kinds, all_parts, all_images = [], set(), True, True
     for name in names:
         words = words_of(name)
         rest = [w for w in words if not SPLITS.fullmatch(w) and not DATA.fullmatch(w)]
         is_part = len(rest) < sum(not DATA.fullmatch(w) for w in words)
         if name[-1].isdecimal() and words and NUMBERED_PART.fullmatch(words[-1]):  # fold_1, images_part_1
             rest, is_part = [w for w in rest if not NUMBERED_PART.fullmatch(w)], True
-        all_parts &= is_part or bool(words and IMAGES.fullmatch(words[0]) and len(words) > 1)
+        kinds |= {w[:2] for w in words if SPLITS.fullmatch(w)}
+        all_parts &= is_part
+        all_images &= len(words) > 1 and re.fullmatch("data|im(age|g)s?", words[0]) is not None
         if is_part:
             parts[tuple(rest)].append(name)
         bare += [name] if words and not rest and not NUMBERED.fullmatch(name) else []
     several = [name for of_same in parts.values() if len(of_same) > 1 for name in of_same]
-    return several or (bare if len(bare) == len(names) else names if all_parts else [])
+    alone = [name for name in names if len(names) > 1 and NO_CLASS.fullmatch(name)]
+    return (
+        several
+        or alone
+        or (bare if len(bare) == len(names) else names if all_images or (all_parts and len(kinds) > 1) else [])
+    )
 
 
 def _are_numbers(names: list[str]) -> bool:
-    """Whether all names are numbers, or count from 0, or behind a `c`, behind one letter: `c0`, `c1`."""
+    """Whether names are numbers, or count from 0, or behind a `c`, behind one letter: `c0`, `c1`.
+
+    They are if most are and count from 0 or 1: `0`, `1`, `other`.
+    """
     lettered = [m for m in map(LETTERED.fullmatch, names) if m]
     letters, numbers = {m[1].lower() for m in lettered}, sorted(int(m[2]) for m in lettered)
     counted = numbers == list(range(len(names))) or (letters == {"c"} and numbers == list(range(1, len(names) + 1)))
-    of_camera = {m[1] if (m := CAMERA.fullmatch(name)) else None for name in names}
-    if len(of_camera) == 1 and None not in of_camera:
+    cameras = [m for m in map(CAMERA.fullmatch, names) if m]
+    folders = [int(m[1]) for m in cameras]
+    if (
+        len(cameras) == len(names)
+        and len({m[2] for m in cameras}) == 1
+        and max(folders) - min(folders) < 2 * len(names)
+    ):
+        return True
+    plain = [int(m[0]) for name in names if NUMBERED.fullmatch(name) and (m := re.search(r"\d+", name))]
+    if 2 * len(plain) > len(names) and sorted(plain) in (list(range(len(plain))), list(range(1, len(plain) + 1))):
         return True
     return all(map(NUMBERED.fullmatch, names)) or (counted and len(letters) == 1 < len(names))
 

@@ -28,25 +28,30 @@ from upl_ray.storage.step import Step
 from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_ahead, read_text
 from upl_ray.upl.backbones import find_equal, load_tokenizer, resolve_backbone, tokenize, vocabulary_sha256
 from upl_ray.upl.clip_spec import ClipSpec
+from upl_ray.upl.images import EXTENSIONS
 from upl_ray.upl.prompt_encoder import prompt_tokens
 from upl_ray.upl.zero_shot import fill_template
 
 log = logging.getLogger(__name__)
 
-# What no line of names holds: tabs and other ends of lines, and the sign for bytes that could not be read;
-CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ufffd]")
-# beside letters or numbers, marks of tables and of other formats, and quotes that stand in pairs.
-FOREIGN = re.compile(r"""[;|=\\<>{}\[\]`"“”„«»]""")
+# What no line of names holds: tabs and other ends of lines, signs for bytes that could not be read, lines of a tree,
+# addresses, HTML's entities, conflicts of git, and quotes around the whole.
+STRANGE = re.compile(
+    r"[\x00-\x1f\x7f\x85\u2028\u2029\ufffd\u251c\u2514\u2502]|://|&#?\w+;|^(<{7}|={7}|>{7})( |$)|"
+    r"""^\s*("|\u201c|\u201e).*["\u201c\u201d],?\s*$"""
+)
 COLUMN = re.compile(r"\s*(class(es)?|class[ _-]?(name|label)s?|labels?|names?|categor(y|ies))\s*:?\s*", re.IGNORECASE)
 MARKS = {  # of whole lines
     r"\s*[-*+•]\s.*": "begins with a dash or a star",
     r"""\s*(["']).*\1\s*,?\s*""": "stands in quotes",
     r".*\S[/\\]\s*": "ends with a slash, as a folder",
     r"\s*[/\\].*": "begins with a slash, as a path",
+    rf".*\S(?i:{'|'.join(map(re.escape, EXTENSIONS))})\s*": "is the name of an image",
     r"\s*n\d{8}\s*": "is a number of WordNet",
-    r"[^\s/]+/\S.*": "holds a slash, as a path",
+    r"\s*<.*>\s*": "stands in brackets",
     r"\s*\d+\s*[.,;:)]\s*\D.*|\s+\d+ .*": "begins with a number",
     r".*\S\s*[,;:=]\s*\d+\s*": "ends with a number",
+    r".*[;|=\\].*": "holds a mark of tables or paths",
 }
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".parquet", ".xlsx")
 SHOWN = 5  # names in a log line
@@ -66,7 +71,9 @@ class Inputs:
     validation: Corpus | None = None  # for comparisons only
     negatives: Mapping[str, list[str]] = field(default_factory=dict)  # backbone -> prompts of words that compete
     corrections: Step | None = None  # labels that a person gave to images of the corpus
-    unknown_labels: Mapping[str, Counter[str]] = field(default_factory=dict)  # field -> labels that are no class
+    unknown_labels: Mapping[str, Counter[str]] = field(
+        default_factory=dict
+    )  # field -> labels that are no class, or empty
 
     @property
     def corpora_by_field(self) -> dict[str, Corpus]:
@@ -119,11 +126,13 @@ def prepare(config: Config, cluster: RayCluster | None = None, validation: bool 
     sets = [ImageSet(f, c, getattr(config, f).roots) for f, c in listed.items() if c]
     unknown = {s.field: check_labels(s.corpus, getattr(config, s.field).labels, s.field, classnames) for s in sets}
     for name, labels in unknown.items():
-        if labels:
+        if strangers := [label for label in labels if label]:
             log.warning(
                 "%-12s %d images are not scored: their labels are no class, such as %s",
-                *(name, labels.total(), _first_names(list(labels))),
+                *(name, labels.total() - labels[""], _first_names(strangers)),
             )
+        if labels[""]:
+            log.warning("%-12s %d images are not scored: they have no label", name, labels[""])
     if scored and config.scored.labels == "none":
         log.warning("%-12s has no labels, so nothing is scored; say where they are in scored.labels", "scored")
     check_apart(sets)
@@ -315,9 +324,8 @@ def read_names(field: str, given: str | tuple[str, ...], others: str) -> list[st
     if mark := _mark_of(lines):
         shown = quoted(max(lines[:3], key=len))
         raise ConfigError(f"Every name of {field} {given!r} {mark}, which a prompt would read, too: {shown}; {remedy}.")
-    for line in lines:
-        if sign := CONTROL.search(line) or (re.search(r"\w", line) and FOREIGN.search(line)):
-            raise ConfigError(f"{field} {given!r} holds {quoted(line)}, with {sign[0]!a} in it; {remedy}.")
+    if strange := next(filter(STRANGE.search, lines), None):
+        raise ConfigError(f"{field} {given!r} holds {quoted(strange)}, which is no plain name; {remedy}.")
     if len(lines) > 2 and COLUMN.fullmatch(lines[0]):
         raise ConfigError(
             f"{field} {given!r} begins with {quoted(lines[0])}, as a table; remove the line, or give a list."
@@ -338,7 +346,7 @@ def read_lines(field: str, given: str, others: str) -> list[str]:
         ) from None
     if "\r" in text and "\n" not in text:
         raise ConfigError(f"The lines of {field} {given!r} end at carriage returns; save it with line feeds.")
-    return [line.removesuffix("\r") for line in text.split("\n")]
+    return [line.rstrip("\r") for line in text.split("\n")]
 
 
 def _mark_of(lines: list[str]) -> str:
@@ -356,4 +364,8 @@ def _mark_of(lines: list[str]) -> str:
         turned = [re.sub(r"\s*(.*\S)\s*[\s:,;=]\s*(\d+)\s*", r"\2 \1", line) for line in names]
         if len(names) > 1 and (behind_numbers(names) or (turned != names and behind_numbers(turned))):
             return "begins with a number" if behind_numbers(names) else "ends with a number"
-    return "is parted by a comma" if all(re.fullmatch(r"[^,]*\S,\S[^,]*", line) for line in lines) else ""
+    if len({line.strip().partition("/")[0] for line in lines}) == 1 and all(
+        re.search(r"\S/\S", line) for line in lines
+    ):
+        return "holds a slash, as a path"
+    return "is parted by a comma" if all(re.fullmatch(r"[^,]*(\D,\S|\S,[^\d\s])[^,]*", line) for line in lines) else ""

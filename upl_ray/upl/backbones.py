@@ -468,6 +468,8 @@ def _colors(value: Any) -> Any:
     colors = value if isinstance(value, list) and len(value) == 3 else [value]
     if not all(type(c) in (int, float) and math.isfinite(c) for c in colors):
         raise ValueError(f"it should be a number, or three for red, green and blue; it is {value!r}")
+    if max(colors) > 1:
+        raise ValueError(f"pixels lie between 0 and 1, so divide it by 255; it is {value!r}")
     return value
 
 

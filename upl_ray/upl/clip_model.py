@@ -141,7 +141,7 @@ class ClipModel:
         """L2-normalised text features [N, D] float32 on the CPU, by the model's own `encode_text`.
 
         Raises:
-            JobError: they, or the logit scale, are not finite.
+            JobError: they, or the logit scale, are not finite, or they are all equal.
         """
         tokens = self.tokenizer(texts).to(self.device)  # [N, context length]
         encoded = torch.cat([self.model.encode_text(t).float() for t in tokens.split(batch_size)])
@@ -150,6 +150,8 @@ class ClipModel:
             raise JobError(
                 f"{self.spec.name} gives text features, or a logit scale, that are not finite; {DAMAGED_VALUES}."
             )
+        if len(features) > 1 and bool((features == features[0]).all()):
+            raise JobError(f"{self.spec.name} gives equal features to all texts; {DAMAGED_VALUES}.")
         return features
 
 
