@@ -171,6 +171,7 @@ def test_unknown_fields_are_refused_in_every_section(model: type[Section]) -> No
             {"backbones": ["local-dir:/models/クリップ"]},
             ["'local-dir:/models/クリップ' holds nothing", "give it a `name`"],
         ),
+        ({"template": "\u201ca photo of a {}.\u201d"}, ["template: it stands in typographic quotes; type plain ones"]),
         ({"template": "\ufeffa photo of a {}."}, ["template: it holds a character that cannot be seen; type it again"]),
         ({"train": {"seed": 2**63}}, ["train.seed: it should be a number of 64 bits; it is 9223372036854775808."]),
         ({"backbones": ["RN50/openai", "RN50/openai"]}, ["two backbones have the name 'RN50-openai'"]),

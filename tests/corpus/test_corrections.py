@@ -54,6 +54,14 @@ def test_another_form_is_refused_with_those_that_are_read(tmp_path: Path, name: 
         read(tmp_path, "image_id\tlabel\n1\tcat\n", name)
 
 
+def test_the_log_shows_how_numbers_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert read(tmp_path, "image_id,label\na,cat\nb,1\nc,2\n") == {"a": 0, "b": 1, "c": 2}
+    assert [m.split(maxsplit=1)[1] for m in caplog.messages] == [
+        "labels that are numbers count from 0: 1 is 'guinea pig'"
+    ]
+
+
 def test_several_files_are_one_and_may_repeat_each_other(tmp_path: Path) -> None:
     for name, text in {"a.csv": "1,cat\n2,dog\n", "b.csv": "2,dog\n3,\n"}.items():
         (tmp_path / name).write_text(f"image_id,label\n{text}")

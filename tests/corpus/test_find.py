@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -113,6 +114,16 @@ def test_hidden_and_other_files_are_not_found(tmp_path: Path) -> None:
     others = ("notes.txt", "a/.hidden.jpg", ".git/x.jpg", "a/.cache/y.png", "z.jpg.tmp", "jpg", "a.json", "b.jpgx")
     write_files(root, dict.fromkeys([*images, *others], b"x"))
     assert sorted(find(str(root)).files) == sorted(images)
+
+
+@pytest.mark.parametrize("log", ["_delta_log/00000000000000000000.json", "t/metadata/v2.metadata.json"])
+def test_a_table_that_keeps_replaced_rows_is_refused(tmp_path: Path, log: str) -> None:
+    write_files(tmp_path, dict.fromkeys(("part-0.parquet", "part-1.parquet", log), b"{}"))
+    with pytest.raises(
+        ConfigError, match=rf"is a Delta or Iceberg table \({re.escape(log)}\), .*; export its current rows"
+    ):
+        find(str(tmp_path))
+    assert len(find(f"{tmp_path}/part-1.parquet").files) == 1
 
 
 def test_an_address_holds_one_form(tmp_path: Path) -> None:

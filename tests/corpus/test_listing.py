@@ -254,9 +254,12 @@ def test_storage_that_is_the_images_folder_itself_is_refused_in_the_first_run(tm
 
 def test_storage_that_holds_images_is_refused(tmp_path: Path) -> None:
     write_files(tmp_path, {**PAIR, "fox/deep/c.JPG": b"3"})
-    for storage, name in (("cat", "a.jpg"), ("fox", "deep/c.JPG")):
+    for storage, name in (("cat", "cat/a.jpg"), ("fox", "fox/deep/c.JPG")):
         with pytest.raises(ConfigError, match=f"storage_path '.*/{storage}' holds images, such as '{name}'; give"):
             list_corpus(Store(f"{tmp_path}/{storage}"), Source(uri=str(tmp_path)), 10)
+    beside = Source(uri=f"{tmp_path}/[cd]*/*.jpg")  # a pattern that does not reach it
+    assert list_corpus(Store(f"{tmp_path}/fox"), beside, 10).images == 2
+    assert list_corpus(Store(f"{tmp_path}/fox"), Source(uri=str(tmp_path)), 10).images == 2  # it holds a run now
 
 
 @pytest.fixture
@@ -279,6 +282,14 @@ def test_a_folder_of_a_web_server_is_refused_in_one_sentence(web: str, place: st
     with pytest.raises(ConfigError, match=r"A web server lists no folders, .* name its files in a manifest.*\.$"):
         find(f"{web}/{place}")
     assert set(find(f"{web}/folder/a.jpg").files) == {"a.jpg"}
+
+
+def test_a_parquet_file_of_a_web_server_without_ranges_is_refused_in_one_sentence(web: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [bytes(10**5)] * 9}), tmp_path / "web" / "a.parquet", compression="none")
+    with pytest.raises(
+        ConfigError, match=r"a\.parquet cannot be read in parts \(.*range requests.*; copy it to another"
+    ):
+        list_corpus(Store(f"{tmp_path}/run"), Source(uri=f"{web}/a.parquet"), 10)
 
 
 class ConnectError(Exception):

@@ -34,7 +34,7 @@ LAYOUTS = {
     "plants": (["plant01_rgb.png"], ["plant01_label.png"]),
     "camel": (["img1.png"], ["img1Mask.png"]),
     "superpixels": (["ISIC_0.jpg"], ["ISIC_0_superpixels.png"]),
-    "web site": (["cat.jpg", "b-2.jpg", "c.jpg"], ["cat-150x150.jpg", "cat-1024x768.jpg", "b-2-90x90.jpg"]),
+    "web site": (["cat.jpg", "b-2.jpg", "c.jpg"], ["cat-150x150.jpg", "cat-1024x768.jpg", "b-2-150x90.jpg"]),
     "in the middle": (["a.jpg", "x/b.jpg"], ["masks/a.png", "x/masks/b.png"]),
     "beside": (["a.jpg", "x/b.jpg"], ["a_seg.png", "x/b-thumbnail.jpg"]),
 }
@@ -46,7 +46,7 @@ PHOTOGRAPHS = [
     ["label/1.jpg", "price tag/1.jpg"],
     ["train/mask/1.jpg", "train/no_mask/1.jpg", "test/mask/1.jpg"],
     ["masks/1.jpg", "paintings/1.jpg", "photos/2.jpg"],  # in a museum
-    ["mask.jpg", "masks.jpg", "s.jpg", "ask.jpg", "a-150x150.jpg"],
+    ["mask.jpg", "masks.jpg", "s.jpg", "ask.jpg", "a-150x150.jpg", "rug.jpg", "rug-90x60.jpg"],
     ["train/1.jpg", "tea set/1.jpg", "mask/1.jpg"],  # toys
     ["ski/1.jpg", "ski_mask/1.jpg", "Ford/1.jpg", "Ford GT/1.jpg", "gas mask/1.jpg", "gas/1.jpg"],
     ["face.jpg", "face_mask.jpg", "shoe.jpg", "sun.jpg", "golf.jpg", "golf_gt.jpg"],  # in a shop

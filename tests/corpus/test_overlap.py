@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from corpora import write_files, write_tar
+from s3_server import S3Server
 
 from upl_ray.config.settings import Source
 from upl_ray.corpus.overlap import ImageSet, check_apart, check_once
@@ -55,6 +56,17 @@ def test_a_shared_file_is_refused_in_every_form(photos: Path, tmp_path: Path) ->
             check_apart(sets)
         assert f"{count} files of scored are files of corpus, too, for example {example!r}" in str(error.value)
         assert "Take them out of one of the two, or give their labels as corpus.labels" in str(error.value)
+
+
+def test_a_bucket_has_several_names(s3: S3Server, photos: Path, tmp_path: Path) -> None:
+    bucket = s3.create_bucket()
+    s3.upload(photos, bucket, "in")
+    sets = [image_set("corpus", tmp_path, f"s3://{bucket}/in"), image_set("scored", tmp_path, f"s3a://{bucket}/in/cat")]
+    with pytest.raises(ConfigError, match="1 of 1 files of scored are files of corpus, too"):
+        check_apart(sets)
+    both = Source(uri=(f"s3://{bucket}/in", f"s3a://{bucket}/in"))
+    with pytest.raises(ConfigError, match="3 files under two of its addresses"):
+        check_once(ImageSet("corpus", list_corpus(Store(str(tmp_path / "run")), both, 2), ()))
 
 
 def test_every_pair_of_sets_is_compared(photos: Path, tmp_path: Path) -> None:

@@ -102,6 +102,17 @@ def test_every_key_is_listed_as_it_is_and_one_that_no_client_opens_is_rejected(s
     assert read_images(f"s3://{bucket}/p", named) == [rejection.NO_NAME] * 3
 
 
+@pytest.mark.parametrize("size", [1000, 10**5])  # the client does not always name the reason
+def test_an_object_that_must_be_restored_first_is_named(s3: S3Server, tmp_path: Path, size: int) -> None:
+    bucket = s3.create_bucket()
+    for key, storage in (("p/a.jpg", "STANDARD"), ("p/b.jpg", "GLACIER")):
+        s3.client().put_object(Bucket=bucket, Key=key, Body=bytes(size), StorageClass=storage)
+    with pytest.raises(
+        JobError, match=rf"cannot be read now \({bucket}/p/b\.jpg: AWS .*lies in Glacier and must be rest"
+    ):
+        read_all(listed(tmp_path, f"s3://{bucket}/p"))
+
+
 def test_a_key_that_begins_with_a_slash_is_left_out_and_counted(s3: S3Server, tmp_path: Path) -> None:
     """To pyarrow `p//a.jpg` is `p/a.jpg`, which is another object."""
     bucket = s3.create_bucket()

@@ -220,6 +220,7 @@ def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_clas
         ),
         ({"classnames": ["cat", "cat"]}, "'cat' stands more than once"),
         ({"classnames": ["cat", "a_b", "a b"]}, "'a b' stands more than once"),
+        ({"classnames": ["cat", "\u201edog\u201c"]}, "class name '\u201edog\u201c' stands in typographic quotes"),
         ({"classnames": ["cat", " "]}, "Class name 2 of 2 is empty"),
         ({"classnames": ["cat", "dog " * 40]}, "'dog dog .* does not fit behind 16 context tokens.*lower train.n_ctx"),
         (

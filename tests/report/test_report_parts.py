@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,18 @@ from report_pages import MakeRun, Seen, page_of, reported, table_of
 from upl_ray.report import cards, thumbnails
 from upl_ray.report.figures import figure_style, new_figure, to_svg
 from upl_ray.report.page import write_report
+
+
+def test_a_persons_own_settings_of_matplotlib_change_nothing() -> None:
+    figures = []
+    for settings in ({}, {"text.usetex": True, "axes.facecolor": "black", "font.size": 40}):
+        with mpl.rc_context(settings):
+            with figure_style():
+                figure, axes = new_figure()
+                axes.plot([0, 1], [0, 1], label="cat")
+                figures.append(to_svg(figure, "f", "title", "about"))
+            assert all(mpl.rcParams[name] == value for name, value in settings.items())
+    assert figures[0] == figures[1]
 
 
 def test_a_class_name_that_looks_like_a_colour_or_an_id_stays_text() -> None:

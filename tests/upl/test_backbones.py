@@ -89,6 +89,8 @@ def test_what_is_left_out_or_null_is_open_clips_default(make_model: MakeModel) -
         (("preprocess_cfg", "mean"), ["a", "b", "c"], "mean.*'a'"),
         (("preprocess_cfg", "mean"), [0.5, 0.5, float("nan")], "mean.*nan"),
         (("preprocess_cfg", "std"), [0.5, 0.5, 0], "std.* 0"),
+        (("preprocess_cfg", "mean"), [122.7, 116.7, 104.0], r"mean.* between 0 and 1, so divide it by 255.*122\.7"),
+        (("preprocess_cfg", "std"), 68.5, r"std.* divide it by 255.*68\.5"),
         (("preprocess_cfg", "mode"), "L", "mode.*'RGB'.*'L'"),
         (("preprocess_cfg", "interpolation"), "best", "interpolation.*'bicubic'.*'best'"),
         (("preprocess_cfg", "resize_mode"), "zoom", "resize_mode.*'squash'.*'zoom'"),

@@ -76,6 +76,14 @@ def test_weights_that_are_no_numbers_in_the_text_tower_are_refused(make_model: M
         clip.encode_texts(["a dog", "a cat"])
 
 
+def test_equal_features_of_all_texts_are_refused(make_model: MakeModel) -> None:
+    clip = ClipModel(resolve_folder(make_model()), device="cpu")
+    clip.model.text_projection.data.zero_()
+    with pytest.raises(JobError, match=r"gives equal features to all texts; its weights hold .*again"):
+        clip.encode_texts(["a dog", "a cat"])
+    assert clip.encode_texts(["a dog"]).shape[0] == 1
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_nothing_is_compiled")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

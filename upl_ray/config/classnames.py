@@ -66,6 +66,11 @@ def without_numbers(folders: Sequence[str]) -> list[str]:
     return [turned.get(name, name) for name in folders]
 
 
+def in_typographic_quotes(text: str) -> bool:
+    """Whether a whole text stands in quotes of a word processor, which YAML does not take away."""
+    return re.fullmatch("\\s*[\u201c\u201e].*[\u201c\u201d]\\s*", text) is not None
+
+
 def has_unseen(text: str) -> bool:
     """Whether a text holds characters that cannot be seen, but give other tokens: marks of web pages and editors.
 
@@ -80,13 +85,16 @@ def check_classnames(names: list[str]) -> tuple[str, ...]:
     """Cleaned names, in the given order.
 
     Raises:
-        ConfigError: fewer than two names, an empty name, one that stands twice, or one with unseen characters.
+        ConfigError: fewer than two names, an empty name, one that stands twice or in quotes, or one with unseen
+            characters.
     """
     cleaned = [clean_classname(n) for n in names]
     if "" in cleaned:
         raise ConfigError(f"Class name {cleaned.index('') + 1} of {len(names)} is empty; remove the line or name it.")
     if unseen := next((n for n in names if has_unseen(re.sub(r"[\t\r\n]+", " ", n).strip())), None):
         raise ConfigError(f"The class name {unseen!a} holds a character that cannot be seen; type the name again.")
+    if in_quotes := next(filter(in_typographic_quotes, names), None):
+        raise ConfigError(f"The class name {quoted(in_quotes)} stands in typographic quotes; type plain ones.")
     doubled = [name for name, count in Counter(cleaned).items() if count > 1]
     if doubled:
         raise ConfigError(f"The class name {quoted(min(doubled))} stands more than once; keep one of them.")

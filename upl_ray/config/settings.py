@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from upl_ray.config.classnames import has_unseen
+from upl_ray.config.classnames import has_unseen, in_typographic_quotes
 from upl_ray.config.redact import find_flaws
 from upl_ray.errors import ConfigError, quoted
 
@@ -562,6 +562,8 @@ class Config(Section):
             raise ValueError("the template needs exactly one {} for the class name, as in 'a photo of a {}.'")
         if has_unseen(value):
             raise ValueError("it holds a character that cannot be seen; type it again")
+        if in_typographic_quotes(value):
+            raise ValueError("it stands in typographic quotes; type plain ones")
         return value
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ Only selections and what follows them depend on corrections, so new ones cost no
 from __future__ import annotations
 
 import csv
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +30,9 @@ from upl_ray.storage.store import (
     open_parquet,
     read_ahead,
 )
-from upl_ray.upl.metrics import UNLABELED, true_labels
+from upl_ray.upl.metrics import UNLABELED, class_numbers, true_labels
+
+log = logging.getLogger(__name__)
 
 FILE = "corrections.parquet"
 OWN_COLUMNS = ("members_agree", "labelers_agree")  # of the tables of labels that a report exports
@@ -53,6 +56,11 @@ def read_corrections(files: Sequence[str], classnames: tuple[str, ...]) -> dict[
     """
     rows = [(row, f"row {i} of {file!r}") for file in files for i, row in enumerate(_read_rows(file), 1)]
     labels, others = (true_labels([r[c] for r, _ in rows], classnames).tolist() for c in ("label", "classname"))
+    numbers = class_numbers(classnames)
+    if number := next((r["label"] for r, _ in rows if r["label"] in numbers), None):
+        log.info(
+            "%-12s labels that are numbers count from 0: %s is %r", "corrections", number, classnames[numbers[number]]
+        )
     found: dict[str, tuple[int, str]] = {}
     for (row, where), label, beside in zip(rows, labels, others, strict=True):
         if not row["image_id"]:

@@ -40,7 +40,8 @@ FORMS = f"files ending in {' '.join(EXTENSIONS)}, tar or Parquet archives of the
 KNOWN = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.zst", ".tar.xz", ".zip")
 MOST_NAMES = 2_000_000  # that braces may stand for: 300 MB
-WRITTEN = re.compile(r"(^|/)(report|[a-z-]+-[0-9a-f]{12})/")  # in a path of results: a page's or a step's folder
+TABLE = re.compile(r"(^|/)(_delta_log/.|metadata/[^/]*\.metadata\.json$)")  # logs that say which files count
+STEP = re.compile(r"[a-z_-]+-[0-9a-f]{12}/")  # the folder of a step, see `storage.step`
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
@@ -85,7 +86,7 @@ def find(uri: str, results: str = "") -> Found:
         chosen = _matcher(pattern) if pattern and not is_file else None
         if not is_file:
             own = _own_place(results, uri, folder, pattern) if results else ""
-            _check_results(listing.files, own, results)
+            _check_results(listing.files, own, results, chosen or bool)
             listing.drop_results(own)
     except ConfigError:
         raise
@@ -114,6 +115,11 @@ def find(uri: str, results: str = "") -> Found:
         )
     if present == ["images"]:
         warn_of_masks(by_form["images"], uri)
+    if present == ["parquet"] and (of_table := next(filter(TABLE.search, listing.files), None)):
+        raise ConfigError(
+            f"{uri!r} is a Delta or Iceberg table ({of_table}), whose folder keeps replaced and deleted rows; export "
+            f"its current rows to Parquet files elsewhere."
+        )
     return Found(folder, present[0], by_form[present[0]], listing.left_out)
 
 
@@ -128,10 +134,12 @@ def _own_place(results: str, uri: str, folder: str, pattern: str) -> str:
     return place or ""
 
 
-def _check_results(files: Iterable[str], own: str, results: str) -> None:
-    """Refuse a folder of results that holds images which no run has written: they would be left out with it."""
-    inside = (f[len(own) + 1 :] for f in files if f.startswith(f"{own}/")) if own else iter(())
-    image = next((f for f in inside if f.lower().endswith(EXTENSIONS) and not WRITTEN.search(f)), None)
+def _check_results(files: Iterable[str], own: str, results: str, chosen: Callable[[str], bool]) -> None:
+    """Refuse a new folder of results in which images lie: they would be left out with it."""
+    inside = [f for f in files if f.startswith(f"{own}/")] if own else []
+    if any(STEP.match(f, len(own) + 1) for f in inside):
+        return  # of earlier runs, beside whose results people may put what they like
+    image = next((f for f in inside if f.lower().endswith(EXTENSIONS) and not is_hidden(f) and chosen(f)), None)
     if image:
         raise ConfigError(
             f"storage_path {results!r} holds images, such as {image!r}; give storage_path a folder that holds nothing "

@@ -191,7 +191,7 @@ def _csv_records(text: str) -> list[dict[str, Any]]:
     if "\n" not in text.strip() and "\r" in text.strip():
         raise ValueError("its lines end at carriage returns; save it with line feeds")
     first = text.partition("\n")[0]
-    if text.strip() and re.match(r"\s*(#[^,]*|sep=.*)?$", first):
+    if text.strip() and re.match(r"\s*(#[^,]*|sep=.?)?$", first):
         raise ValueError(f"its first line, {first.strip()!r}, names no columns; remove it")
     if "," not in first and (found := re.search(r"[;\t|]", first)):
         raise ValueError(f"its columns are parted by {found[0]!r}; save it with commas")

@@ -23,12 +23,12 @@ IMAGES = re.compile(
 )
 BESIDE = re.compile(r"ground|class|objects?|instances?|visuali[sz]ations?|fine|coarse|color|binary")
 SPLITS = re.compile(
-    r"train(ing|val)?|trn|val|valid(ation)?|dev|eval(uation)?|holdout|test(ing)?|tst|(un)?labell?ed|extra|"
+    r"train(ing|val)?|trn|val|valid(ation)?|dev|eval(uation)?|holdout|test(ing)?|tst|unlabell?ed|extra|"
     r"calib(ration)?|minival|query|gallery"
 )
 HINT = re.compile(r"mask|seg|annotation|trimap|truth|gt|label|superpixel|thumb|\dx\d")  # looked for first, in millions
 PICTURE = re.compile(r"data|im|photo|picture|original|raw|rgb|frame|scan|input|jp|png|tif")  # of IMAGES
-RESIZED = re.compile(r"-\d{2,4}x\d{2,4}$")  # as web sites name copies of `a.jpg`: `a-150x150.jpg`
+RESIZED = re.compile(r"-(\d{3,4}x\d{2,4}|\d{2,4}x\d{3,4})$")  # as web sites name copies of `a.jpg`: `a-150x150.jpg`
 BEFORE = re.compile(r"^([a-z]+)(?=[\W\d_])[\W_]*(?=\w)", re.IGNORECASE)
 BEHIND = re.compile(r"(?<=.)[\W_]([a-z]+)(?:[\W_]?\d+)?$", re.IGNORECASE)
 

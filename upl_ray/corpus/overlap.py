@@ -18,6 +18,8 @@ from upl_ray.corpus.shards import Corpus, Shard
 from upl_ray.errors import ConfigError
 from upl_ray.storage.store import is_remote, read_ahead
 
+SCHEMES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}  # other names of the same storage
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -104,9 +106,10 @@ def _doubled(addresses: Callable[[], Iterator[str]]) -> set[str]:
 
 
 def real_address(address: str) -> str:
-    """A local file by the real path of its folder; other addresses as they are."""
+    """A local file by the real path of its folder; other addresses with one name for each kind of storage."""
     if is_remote(address) and not address.startswith("file://"):
-        return address
+        scheme, separator, place = address.partition("://")
+        return f"{SCHEMES.get(scheme, scheme)}{separator}{place}"
     folder, _, name = address.removeprefix("file://").rpartition("/")
     return f"{_real_folder(folder).rstrip('/')}/{name}"
 

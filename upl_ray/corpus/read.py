@@ -157,6 +157,10 @@ def _read_file(root: str, file: str, max_bytes: int) -> bytes | str:
     except OSError as error:
         if isinstance(error, FileNotFoundError) or error.errno in IMPOSSIBLE:
             return MISSING
+        if isinstance(fs, pafs.S3FileSystem):  # whose error names no key, and of one in Glacier at times no reason
+            archived = any(text in str(error) for text in ("storage class", "ACCESS_DENIED"))
+            hint = ", or it lies in Glacier and must be restored first" if archived else ""
+            raise OSError(f"{path}: {first_line(error)}{hint}") from None
         raise
 
 

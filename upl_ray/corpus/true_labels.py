@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"([0-9]+)(\.0)?")  # of a class, as tables hold it
 # Words of folders' names; those of numbered parts stand before a number: `fold_1`.
-DATA = re.compile(rf"data|(image|img|photo|picture|set)s?|jpe?gs?|pngs?|class|objects?|ground|{MASK.pattern}")
+DATA = re.compile(rf"data|(image|img|photo|picture|set)s?|jpe?gs?|pngs?|{MASK.pattern}")
 NUMBERED_PART = re.compile(
     r"fold|split|part|batch|shard|chunk|vol(ume)?|session|folder|archive|export|data|(image|img|photo|picture|annotation|label|set)s?"
 )
@@ -135,6 +135,11 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
             f"classnames is `folders`, which gives {', '.join(map(quoted, parts[:3]))} for {where}: names of "
             f"parts of a data set. Let corpus.uri lead to one ({roots[0]}/{one}), or list the class names."
         )
+    if part := next((n for n in names if NO_CLASS.fullmatch(n)), None):
+        raise ConfigError(
+            f"classnames is `folders`, and {quoted(part)} under {where} is called as a part of a data set; put it "
+            f"beside that folder, choose the others by a pattern, or list the class names."
+        )
     if _are_numbers(names):
         raise ConfigError(
             f"classnames is `folders`, which gives {shown}{', ...' if len(names) > 3 else ''} for {where}: "
@@ -150,30 +155,26 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
 def _parts_among(names: list[str]) -> list[str]:
     """Names of parts of a data set: two or more of the same, `seg_train` and `seg_test`, or all if they are like that.
 
-    They are if each is a part, of two kinds (`Training`, `PrivateTest`), begins with a word for all (`images_new`), or
-    says nothing (`images`). One that is surely no class is enough: `test`.
+    They are if each is a part (`Training`, `PrivateTest`) or begins with a word for all (`images_new`), one of them
+    surely, or if they say nothing (`images`).
     """
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)  # of what: the words that are left
-    bare, kinds, all_parts, all_images = [], set(), True, True
+    bare, all_parts, surely = [], True, False
     for name in names:
         words = words_of(name)
         rest = [w for w in words if not SPLITS.fullmatch(w) and not DATA.fullmatch(w)]
         is_part = len(rest) < sum(not DATA.fullmatch(w) for w in words)
+        if rest in (["class"], ["object"], ["ground"]) and len(words) > 1:  # SegmentationClass, ground_truth
+            rest = []
         if name[-1].isdecimal() and words and NUMBERED_PART.fullmatch(words[-1]):  # fold_1, images_part_1
             rest, is_part = [w for w in rest if not NUMBERED_PART.fullmatch(w)], True
-        kinds |= {w[:2] for w in words if SPLITS.fullmatch(w)}
-        all_parts &= is_part
-        all_images &= len(words) > 1 and re.fullmatch("data|im(age|g)s?", words[0]) is not None
+        surely |= is_part and (not rest or len(rest) + 1 < len(words))
+        all_parts &= is_part or (len(words) > 1 and re.fullmatch("data|im(age|g)s?", words[0]) is not None)
         if is_part:
             parts[tuple(rest)].append(name)
         bare += [name] if words and not rest and not NUMBERED.fullmatch(name) else []
     several = [name for of_same in parts.values() if len(of_same) > 1 for name in of_same]
-    alone = [name for name in names if len(names) > 1 and NO_CLASS.fullmatch(name)]
-    return (
-        several
-        or alone
-        or (bare if len(bare) == len(names) else names if all_images or (all_parts and len(kinds) > 1) else [])
-    )
+    return several or (bare if len(bare) == len(names) else names if all_parts and surely else [])
 
 
 def _are_numbers(names: list[str]) -> bool:

@@ -49,7 +49,7 @@ MARKS = {  # of whole lines
     rf".*\S(?i:{'|'.join(map(re.escape, EXTENSIONS))})\s*": "is the name of an image",
     r"\s*n\d{8}\s*": "is a number of WordNet",
     r"\s*<.*>\s*": "stands in brackets",
-    r"\s*\d+\s*[.,;:)]\s*\D.*|\s+\d+ .*": "begins with a number",
+    r"\s*\d+\s*[.,;:)]\s*\D.*|\s{2,}\d+ .*": "begins with a number",
     r".*\S\s*[,;:=]\s*\d+\s*": "ends with a number",
     r".*[;|=\\].*": "holds a mark of tables or paths",
 }

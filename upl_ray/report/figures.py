@@ -71,7 +71,9 @@ STYLE: dict[str, Any] = {
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Apply the style to all figures made and saved inside; matplotlib's settings are restored afterwards."""
-    with warnings.catch_warnings(), mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its type names every key
+    with warnings.catch_warnings(), mpl.rc_context():
+        mpl.rcdefaults()  # a person's own settings may need LaTeX, or fonts that are not there
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]  # its type names every key
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a class name in the PNG; the browser draws the SVG's
         yield
 

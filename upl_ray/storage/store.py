@@ -252,10 +252,13 @@ def open_parquet(source: pa.NativeFile, where: str, piece: int = 0) -> pq.Parque
         ConfigError: the file claims to hold a type of Ray's, is no Parquet, or damaged.
     """
     size = source.size()
-    source.seek(max(0, size - 8))
-    length = int.from_bytes(source.read(4), "little")
-    source.seek(max(0, size - 8 - length))
-    footer = source.read(length)
+    try:
+        source.seek(max(0, size - 8))
+        length = int.from_bytes(source.read(4), "little")
+        source.seek(max(0, size - 8 - length))
+        footer = source.read(length)
+    except ValueError as error:  # of fsspec, about a web server without ranges
+        raise ConfigError(f"{where} cannot be read in parts ({first_line(error)}); copy it to another place.") from None
     if any(text in footer for text in RAY_TYPES):
         raise ConfigError(f"{where} holds a column of Ray's own types, which may carry code; write plain columns.")
     source.seek(0)

@@ -120,31 +120,35 @@ def load(image: Image.Image) -> Image.Image:
     """The image with its pixels in memory.
 
     Raises:
-        Rejected: it is truncated, damaged or closed; or colored with 16 bits a channel, of which no more than 14 are
-            used, so that PIL would make it dark, or black.
+        Rejected: it is truncated, damaged or closed; or colored with 16 bits a channel, of which no more than 12 are
+            used, so that PIL would make it black.
     """
-    wide = _is_wide(image)
+    wide, signed = _layout(image)
     try:
         image.load()
     except DECODE_ERRORS as error:
         raise Rejected(rejection.not_decoded(error)) from None
+    if signed and np.asarray(image).max() > 127:  # negative ones
+        raise Rejected(rejection.scrambled(image.mode, "signed values"))
     if wide:  # PIL keeps the upper 8 bits of each channel
         highest = int(np.asarray(image)[..., : COLORED[image.mode]].max())
-        if highest < 64:
-            raise Rejected(rejection.too_deep(f"{image.mode}, 16 bits", 0, 256 * highest + 255))
+        if highest < 16:
+            raise Rejected(rejection.too_dark(image.mode, 256 * (highest + 1)))
     return image
 
 
-def _is_wide(image: Image.Image) -> bool:
-    """Whether an image in color has 16 bits a channel; raises `Rejected` where PIL would scramble its values."""
+def _layout(image: Image.Image) -> tuple[bool, bool]:
+    """Whether a file has 16 bits a channel of a color, and whether its bytes are signed; both False once it is loaded.
+
+    Raises:
+        Rejected: PIL would scramble its values.
+    """
     raw = [str(tile[3]) for tile in getattr(image, "tile", ())]  # empty behind loading
     wide = any(";16" in kind for kind in raw)
     tags = getattr(image, "tag_v2", {}) if raw and image.mode in ("L", *COLORED) else {}
     if 16 in tags.get(BITS_OF_CHANNEL, ()) and not wide:
         raise Rejected(rejection.scrambled(image.mode, "16 bits in planes"))
-    if 2 in tags.get(SAMPLE_FORMAT, ()):
-        raise Rejected(rejection.scrambled(image.mode, "signed values"))
-    return wide and image.mode in COLORED
+    return wide and image.mode in COLORED, 2 in tags.get(SAMPLE_FORMAT, ())
 
 
 def _scans(data: bytes) -> int:

@@ -52,6 +52,11 @@ def too_deep(mode: str, lowest: float, highest: float) -> str:
     return f"not 8 bits a channel: mode {mode}, values from {lowest:g} to {highest:g}"
 
 
+def too_dark(mode: str, below: int) -> str:
+    """An image of 16 bits a channel, of which RGB would keep the upper 8, which are not used."""
+    return f"not 8 bits a channel: mode {mode}, 16 bits, all values below {below}"
+
+
 def scrambled(mode: str, layout: str) -> str:
     """A TIFF whose values PIL takes for others."""
     return f"not 8 bits a channel: mode {mode}, {layout}"
