@@ -120,7 +120,7 @@ def checked_path(value: str) -> str:
     """Refuse a folder without a name, or with that of a variable: results would lie where nobody looks for them."""
     if not value.strip():
         raise ValueError("it is empty; name a folder")
-    if re.search(r"\$[({]|\$[A-Za-z_]\w+|%\w+%|\{\{", value):
+    if re.search(r"\$[({]|\$[A-Za-z_]\w+|(^|/)%[A-Za-z_]\w{2,}%|\{\{", value):
         raise ValueError("variables are not filled in here; write the path out")
     return value
 

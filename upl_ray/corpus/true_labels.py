@@ -23,7 +23,8 @@ NUMBER = re.compile(r"([0-9]+)(\.0)?")  # of a class, as tables hold it
 # Words of folders' names; those of numbered parts stand before a number: `fold_1`.
 DATA = re.compile(rf"data|(image|img|photo|picture|set)s?|jpe?gs?|pngs?|{MASK.pattern}")
 NUMBERED_PART = re.compile(
-    r"fold|split|part|batch|shard|chunk|vol(ume)?|session|folder|archive|export|data|(image|img|photo|picture|annotation|label|set)s?"
+    r"fold|split|part|batch|shard|chunk|vol(ume)?|session|folder|archive|export|data|"
+    r"(image|img|photo|picture|annotation|label|set)s?"
 )
 SOURCES = {  # what to do where a rule finds no label
     "folders": "let the address lead to the folder above those of the classes",
@@ -38,9 +39,8 @@ NUMBERED = re.compile(
     re.IGNORECASE,
 )
 NO_CLASS = re.compile(r"test(ing)?|val(idation)?|unlabell?ed", re.IGNORECASE)  # as `train` and `valid` may be
-COPY = re.compile(
-    r"(.*?\S)(?: - (?:Copy|Kopie|Copie|Copia)(?: ?\(\d+\))?| copy(?: \d+)?| ?\(\d+\))"
-)  # as systems call it
+# What systems call a second folder of a name.
+COPY = re.compile(r"(.*?\S)(?: - (?:Copy|Kopie|Copie|Copia)(?: ?\(\d+\))?| copy(?: \d+)?| ?\(\d+\))")
 CAMERA = re.compile(r"([1-9]\d\d)([A-Z0-9_]{5})")  # numbers and five signs, by the rule for cameras (DCF)
 LETTERED = re.compile(r"([a-z])0*(\d+)", re.IGNORECASE)  # c0, c1, c2
 

@@ -71,9 +71,7 @@ class Inputs:
     validation: Corpus | None = None  # for comparisons only
     negatives: Mapping[str, list[str]] = field(default_factory=dict)  # backbone -> prompts of words that compete
     corrections: Step | None = None  # labels that a person gave to images of the corpus
-    unknown_labels: Mapping[str, Counter[str]] = field(
-        default_factory=dict
-    )  # field -> labels that are no class, or empty
+    unknown_labels: Mapping[str, Counter[str]] = field(default_factory=dict)  # field -> labels, see `check_labels`
 
     @property
     def corpora_by_field(self) -> dict[str, Corpus]:
