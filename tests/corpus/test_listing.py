@@ -156,6 +156,7 @@ def test_files_that_do_not_count_are_counted_by_suffix_and_named(images: Path) -
 SYSTEMS = (
     *("cat/@eaDir/a.jpg/THUMB_XL.jpg", "$RECYCLE.BIN/S-1-5-21/$R1.jpg", "__MACOSX/cat/._a.jpg", "lost+found/x.jpg"),
     *("cat/$Recycle.Bin/$R1.jpg", "@Recycle/x.jpg", "@Recently-Snapshot/y/x.jpg", "~snapshot/x.jpg", "FOUND.000/x.jpg"),
+    *("RECYCLER/S-1-5/Dc1.jpg", "Network Trash Folder/x.jpg", "appdata_oc7/preview/1/64-64.jpg", "@tmp/x.jpg"),
 )
 
 

@@ -83,6 +83,12 @@ def test_copies_of_class_folders_are_refused(tmp_path: Path, copy: str) -> None:
         folder_names(corpus_of(tmp_path, ["cat", "dog", copy]))
 
 
+def test_partitions_of_a_table_are_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gives 'label=cat', 'label=dog' for .*: partitions of a table; rename the"):
+        folder_names(corpus_of(tmp_path, ["label=cat", "label=dog"]))
+    assert folder_names(corpus_of(tmp_path / "2", ["E=mc2", "dog"])) == ("E=mc2", "dog")
+
+
 @pytest.mark.parametrize("part", ["test", "Validation", "unlabeled"])
 def test_one_part_among_class_folders_is_refused(tmp_path: Path, part: str) -> None:
     with pytest.raises(ConfigError, match=f"and '{part}' under .* is called as a part of a data set; put it beside"):

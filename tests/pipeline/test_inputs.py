@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,21 @@ def test_class_names_come_from_folders_a_list_or_a_file(photos: Path) -> None:
     assert prepare(config(photos)).classnames == ("beer bottle", "cat", "dog")
     assert prepare(config(photos, classnames=["dog", "a_b"])).classnames == ("dog", "a b")
     assert prepare(config(photos, classnames=str(photos.parent / "names.txt"))).classnames == ("dog", "beer bottle")
+
+
+def test_another_programs_file_in_the_folder_of_results_stays(photos: Path) -> None:
+    folder = photos.parent / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["CLIPModel"]}')
+    with pytest.raises(
+        ConfigError, match=r"storage_path '.*/model' holds a config\.json that no run has written; give"
+    ):
+        prepare(config(photos, storage_path=str(folder)))
+    assert (folder / "config.json").read_text() == '{"architectures": ["CLIPModel"]}'
+    (folder / "config.json").write_text("{")  # a run's own, damaged
+    for _ in range(2):
+        prepare(config(photos, storage_path=str(folder)))
+    assert json.loads((folder / "config.json").read_text())["storage_path"] == str(folder)
 
 
 def test_fast_decoding_is_part_of_the_identity_of_every_backbone_and_of_the_classifier(

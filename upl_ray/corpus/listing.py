@@ -31,10 +31,12 @@ NOT_UTF8 = "name that is not UTF-8"
 SPECIAL = "pipe, socket or device"
 SLASH = "name that begins with a slash"
 SYSTEM = "folder of a system"
-# With copies, deleted files and thumbnails, of macOS, Windows, Linux, and of Synology's, QNAP's and NetApp's storage.
+# With copies, deleted files and thumbnails, of macOS, Windows, Linux, of Synology's, QNAP's and NetApp's storage, and
+# Nextcloud's.
 SYSTEM_FOLDER = re.compile(
     r"__MACOSX|\$RECYCLE\.BIN|System Volume Information|FOUND\.\d{3}|lost\+found|@eaDir|#recycle|#snapshot|"
-    r"@Recycle|@Recently-Snapshot|~snapshot",
+    r"@Recycle|@Recently-Snapshot|~snapshot|@tmp|@SynoResource|@sharebin|RECYCLE[RD]|Network Trash Folder|"
+    r"Temporary Items|DfsrPrivate|appdata_\w+",
     re.IGNORECASE,
 )
 RESULTS = "folder of results (storage_path)"

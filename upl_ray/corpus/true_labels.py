@@ -128,6 +128,11 @@ def class_folders(labels: Iterable[str], roots: Sequence[str]) -> tuple[str, ...
             f"classnames is `folders`, and {quoted(copied)} under {where} is called as a copy of another folder; put "
             f"the images of one class into one folder, or list the class names."
         )
+    if len({name.partition("=")[0] for name in names}) == 1 and all("=" in name for name in names):
+        raise ConfigError(
+            f"classnames is `folders`, which gives {shown} for {where}: partitions of a table; rename the folders, or "
+            f"list the class names."
+        )
     if parts := _parts_among(names):
         photographs = [n for n in parts if not any(map(MASK.fullmatch, words_of(n)))] or parts
         one = next((n for n in photographs if "train" in n.lower()), photographs[0])

@@ -22,7 +22,7 @@ from upl_ray.corpus.datasets import open_dataset
 from upl_ray.corpus.overlap import ImageSet, check_apart, check_once
 from upl_ray.corpus.shards import Corpus, list_corpus
 from upl_ray.corpus.true_labels import check_labels, folder_names
-from upl_ray.errors import ConfigError, first_line, quoted
+from upl_ray.errors import ConfigError, Damaged, first_line, quoted
 from upl_ray.pipeline.shardwise import map_items
 from upl_ray.storage.step import Step
 from upl_ray.storage.store import UNREACHABLE, Store, absolute, read_ahead, read_text
@@ -221,7 +221,7 @@ def open_storage(path: str, name: str, config: Section) -> Store:
     That it can be written is seen by writing the configuration into it.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: it cannot be written, or holds another program's file of that name.
     """
     if "?" in path:
         address = path.partition("?")[0]
@@ -233,12 +233,26 @@ def open_storage(path: str, name: str, config: Section) -> Store:
         )
     try:
         store = Store(absolute(path))
+        _check_own(store, name, path)
         store.write_json(name, config.model_dump(mode="json"))
     except UNREACHABLE as error:
         raise ConfigError(
             f"storage_path {path!r} cannot be written ({first_line(error)}); check it and its access."
         ) from None
     return store
+
+
+def _check_own(store: Store, name: str, path: str) -> None:
+    """Refuse a folder whose file of this name is somebody's own, such as a model's `config.json`."""
+    try:
+        found = store.read_json(name)
+    except (FileNotFoundError, Damaged):
+        return
+    if "storage_path" not in found:
+        raise ConfigError(
+            f"storage_path {path!r} holds a {name} that no run has written; give storage_path a folder that holds "
+            f"nothing else."
+        )
 
 
 def check_context(spec: ClipSpec, classnames: tuple[str, ...], recipe: Train, remedy: str) -> None:
