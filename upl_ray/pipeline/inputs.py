@@ -248,6 +248,10 @@ def _check_own(store: Store, name: str, path: str) -> None:
         found = store.read_json(name)
     except (FileNotFoundError, Damaged):
         return
+    except OSError as error:
+        if "ACCESS_DENIED" in str(error):  # S3 gives the reason only where one writes
+            return
+        raise
     if "storage_path" not in found:
         raise ConfigError(
             f"storage_path {path!r} holds a {name} that no run has written; give storage_path a folder that holds "
