@@ -27,7 +27,6 @@ SPLITS = re.compile(
     r"calib(ration)?|minival|query|gallery"
 )
 HINT = re.compile(r"mask|seg|annotation|trimap|truth|gt|label|superpixel|thumb|\dx\d")  # looked for first, in millions
-PICTURE = re.compile(r"data|im|photo|picture|original|raw|rgb|frame|scan|input|jp|png|tif")  # of IMAGES
 RESIZED = re.compile(r"-(\d{3,4}x\d{2,4}|\d{2,4}x\d{3,4})$")  # as web sites name copies of `a.jpg`: `a-150x150.jpg`
 BEFORE = re.compile(r"^([a-z]+)(?=[\W\d_])[\W_]*(?=\w)", re.IGNORECASE)
 BEHIND = re.compile(r"(?<=.)[\W_]([a-z]+)(?:[\W_]?\d+)?$", re.IGNORECASE)
@@ -76,8 +75,8 @@ def masks_among(files: Iterable[str]) -> list[str]:
         if keys and f not in keys and f not in inside and (folder := _shared_folder(f, shared)[0]) in near:
             photographs[folder] += 1
             stem = _stem(f)
-            plain = _plain(stem) if PICTURE.search(stem.lower()) else stem
-            named |= {(*folder, s): f for s in (stem.replace(" ", ""), plain.replace(" ", "")) if s in stems}
+            forms = {stem.replace(" ", ""), *([_plain(stem)] if IMAGES.search(stem.lower()) else [])}
+            named |= {(*folder, form): f for form in forms & stems}
     of = {f: named[key] for f, key in keys.items() if key in named}
     masked = Counter(_shared_folder(f, shared)[0] for f in set(of.values()))
     beside = {f for f in of if 2 * masked[keys[f][:-1]] > photographs[keys[f][:-1]]}
